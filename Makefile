@@ -1,0 +1,37 @@
+# `make demo` and `make test` each set up their own environment first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint mutants clean
+
+help:                   ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+install: $(READY)       ## create .venv with the pinned packages
+
+demo: $(READY)          ## fine-tune a small ViT on real images: plain, with StochCA, with controls
+	$(BIN)/python -m bench.demo --output runs/demo
+
+lint: $(READY)          ## format, lint, types and import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint              ## lint, types, import contract and tests
+	$(BIN)/python -m pytest --numprocesses 2
+
+mutants: $(READY)       ## break the code on purpose and watch the tests fail
+	$(BIN)/python -m tests.mutants
+
+clean:                  ## remove the environment and everything generated
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

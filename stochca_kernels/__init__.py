@@ -1,0 +1,5 @@
+"""Stochastic cross-attention as one operator: attend to one's own pair of keys and values, or to a source's."""
+
+from stochca_kernels.attention import Projection, stochca_attention
+
+__all__ = ["Projection", "stochca_attention"]
