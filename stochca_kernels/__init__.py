@@ -1,4 +1,4 @@
-"""Stochastic cross-attention as one operator: attend to one's own pair of keys and values, or to a source's."""
+"""Stochastic cross-attention as one operator: attend to one's own keys and values, or a source's."""
 
 from stochca_kernels.attention import Projection, stochca_attention
 

@@ -101,7 +101,8 @@ def stochca_attention(
 
     unused: list[Tensor] = []
     if use_source is True:
-        kv, unused = None, [t for t in kv or () if t is not None and t.requires_grad]
+        unused = [t for t in _tensors(kv) if t.requires_grad]
+        kv = None
     elif use_source is False and source_q is None:
         source_kv = None
     with torch.autocast(q.device.type, enabled=False):
@@ -193,8 +194,13 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _cast_side(side: KV, dtype: torch.dtype) -> KV:
     if isinstance(side, Projection):
-        return Projection(*(None if t is None else _cast(t, dtype) for t in side))
+        bias = None if side.bias is None else _cast(side.bias, dtype)
+        return Projection(_cast(side.x, dtype), _cast(side.weight, dtype), bias)
     return side if side is None else (_cast(side[0], dtype), _cast(side[1], dtype))
+
+
+def _tensors(side: KV) -> list[Tensor]:
+    return [t for t in side or () if t is not None]
 
 
 def _check_coin(q: Tensor, use_source: bool | Tensor) -> None:
@@ -234,7 +240,7 @@ def _check(q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, source_q
         _check_side("source_kv", q, source_kv)
     if source_q is not None:
         _check_tensor("source_q", q, source_q, (q.shape[0], q.shape[1], None, q.shape[3]))
-    for tensor in (*(source_kv or ()), source_q):
+    for tensor in (*_tensors(source_kv), source_q):
         if tensor is not None and tensor.requires_grad:
             raise ValueError(
                 "the source is a constant, but one of its tensors requires grad: detach it, or use no_grad"

@@ -21,7 +21,7 @@ class Projection(NamedTuple):
 
 
 KV: TypeAlias = tuple[Tensor, Tensor] | Projection | None
-"""One side of the operator: a pair `(k, v)` of `[B, H, N, D]`, a `Projection`, or None where nothing needs it."""
+"""One side of the operator: a pair `(k, v)` of `[B, H, N, D]`, a `Projection`, or None where unused."""
 
 
 def project(projection: Projection, num_heads: int) -> tuple[Tensor, Tensor]:

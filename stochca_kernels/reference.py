@@ -1,4 +1,4 @@
-"""The definition of the operator, in the shortest eager code; tests, benchmarks and documentation use this one."""
+"""The definition of the operator, in the shortest eager code: what every other implementation is tested by."""
 
 import math
 
