@@ -1,0 +1,229 @@
+"""timm's attention with the keys and values of a frozen source."""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stochca_kernels import Projection, stochca_attention
+from stochca_kernels.attention import Impl, keep_in_graph
+from stochca_kernels.projection import KV, project
+
+
+class Blend(NamedTuple):
+    """A deterministic alternative to the coin: every block reads both pairs.
+
+    Args:
+        kind: "mix" is `(1 - alpha) SA + alpha CA`, "sum" is `SA + CA`, "concat" one softmax over both.
+        alpha: The source's share in a "mix".
+    """
+
+    kind: Literal["mix", "sum", "concat"]
+    alpha: float = 1.0
+
+
+Coin: TypeAlias = bool | Tensor | Blend
+"""What a block reads: its own pair (False), the source's (True), one of them per sample (`[B]`), or both."""
+
+
+class StochCAAttention(Attention):
+    """`timm.layers.Attention` that can read the keys and values of a frozen source.
+
+    Same constructor, same state dict, and without a source the same output bit for bit. Use it as
+    `timm.create_model(..., attn_layer=StochCAAttention)`, or on its own in any model:
+
+        kv = frozen.source_kv(norm1_of_frozen(x0))  # frozen: another StochCAAttention
+        out = attention(norm1(x), source_kv=kv, use_source=coin)
+
+    `impl` (class or instance attribute) chooses the implementation of the operator.
+    """
+
+    impl: Impl = "auto"
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        source_kv: KV = None,
+        use_source: Coin = True,
+    ) -> Tensor:
+        """Attend to `x`, or to a source.
+
+        Args:
+            x: Normalised tokens `[B, N, C]`.
+            attn_mask: As in torch's `scaled_dot_product_attention`.
+            is_causal: As there.
+            source_kv: What `source_kv` of the frozen attention returned, or None for self-attention.
+            use_source: One coin, or a bool tensor `[B]`. Ignored without a source.
+
+        Returns:
+            `[B, N, C]`.
+
+        Raises:
+            ValueError: The source's pair does not fit, see `stochca_kernels.stochca_attention`.
+        """
+        if source_kv is None:
+            return super().forward(x, **_mask_arguments(attn_mask, is_causal))
+        return cross_attention(
+            self, x, source_kv, use_source, impl=self.impl, attn_mask=attn_mask, is_causal=is_causal
+        )
+
+    def source_kv(self, x: Tensor) -> KV:
+        """Make the argument `source_kv` of another attention from this frozen one.
+
+        Args:
+            x: The source's normalised tokens `[B, N, C]`.
+
+        Returns:
+            A constant: a `Projection`, or a pair of `[B, H, N, D]` where keys are normalised.
+        """
+        with torch.no_grad():
+            return key_value(self, x.detach())
+
+
+def cross_attention(
+    attn: Attention,
+    x: Tensor,
+    source_kv: KV,
+    coin: Coin,
+    *,
+    num_queries: int | None = None,
+    impl: Impl = "auto",
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """Run a timm attention module on its own keys and values, on the source's, or both.
+
+    What no sample needs is not computed: a block that reads the source projects neither K nor V of its own,
+    and their rows of the weight's gradient are exactly zero.
+
+    Args:
+        attn: The target's attention: its projections, norms, gate and dropouts act in every case.
+        x: Normalised tokens `[B, N, C]`.
+        source_kv: The source's keys and values, or None where `coin` is False.
+        coin: What to read.
+        num_queries: Only the first so many tokens ask; all of them where None.
+        impl: Implementation of the operator.
+        attn_mask: As in torch's `scaled_dot_product_attention`.
+        is_causal: As there.
+
+    Returns:
+        `[B, num_queries or N, C]`.
+    """
+    asking = x if num_queries is None else x[:, :num_queries]
+    own: KV = None
+    if coin is True:
+        q = keep_in_graph(query(attn, asking), *_parameters(attn.k_norm))
+    elif num_queries is not None:
+        q, own = query(attn, asking), key_value(attn, x)
+    else:
+        q, k, v = _split_heads(attn, attn.qkv(x), 3)
+        q, own = attn.q_norm(q), (attn.k_norm(k), v)
+
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    if dropout or attn_mask is not None or is_causal:
+        if impl not in ("auto", "sdpa"):
+            raise ValueError(f'attention dropout and masks run on impl="sdpa" alone, got impl={impl!r}')
+        out = _masked_attention(attn, q, own, source_kv, coin, dropout, attn_mask, is_causal)
+    else:
+        out = _attend(attn, q, own, source_kv, coin, impl)
+    return merge_heads(attn, out, asking)
+
+
+def query(attn: Attention, x: Tensor) -> Tensor:
+    """Project queries alone: `[B, N, C]` to `[B, H, N, D]`."""
+    q = F.linear(x, *_rows(attn, slice(None, attn.num_heads * attn.head_dim)))
+    return attn.q_norm(_split_heads(attn, q, 1)[0])
+
+
+def key_value(attn: Attention, x: Tensor) -> KV:
+    """Keys and values of `x [B, N, C]`: left to the operator to compute where nothing acts on the keys."""
+    projection = Projection(x, *_rows(attn, slice(attn.num_heads * attn.head_dim, None)))
+    if isinstance(attn.k_norm, nn.Identity):
+        return projection
+    k, v = _split_heads(attn, F.linear(*projection), 2)
+    return attn.k_norm(k), v
+
+
+def merge_heads(attn: Attention, out: Tensor, x: Tensor) -> Tensor:
+    """Merge the heads `[B, H, N, D]` and project, through the norm and the gate that some models have."""
+    out = out.transpose(1, 2).flatten(2)
+    out = getattr(attn, "norm", nn.Identity())(out)
+    gate = getattr(attn, "gate", None)
+    if gate is not None:
+        out = out * gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(out))
+
+
+def _attend(attn: Attention, q: Tensor, own: KV, source: KV, coin: Coin, impl: Impl) -> Tensor:
+    scale = attn.scale
+    if not isinstance(coin, Blend):
+        return stochca_attention(q, own, source, coin, scale=scale, impl=impl)
+    if coin.kind == "concat":
+        both = _concatenate(_pair(own, attn), _pair(source, attn))
+        return stochca_attention(q, both, None, False, scale=scale, impl=impl)
+    to_own = stochca_attention(q, own, None, False, scale=scale, impl=impl)
+    to_source = stochca_attention(q, None, source, True, scale=scale, impl=impl)
+    return to_own + to_source if coin.kind == "sum" else torch.lerp(to_own, to_source, coin.alpha)
+
+
+def _masked_attention(
+    attn: Attention,
+    q: Tensor,
+    own: KV,
+    source: KV,
+    coin: Coin,
+    dropout: float,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+) -> Tensor:
+    """Attention with what the operator leaves out, on torch's SDPA: dropout of probabilities, and masks."""
+
+    def attend(kv: KV) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q, *_pair(kv, attn), attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal, scale=attn.scale
+        )
+
+    if isinstance(coin, bool):
+        return attend(source if coin else own)
+    if isinstance(coin, Blend):
+        if coin.kind == "concat":
+            raise ValueError('mode="concat" takes neither attention dropout nor a mask')
+        to_own, to_source = attend(own), attend(source)
+        return to_own + to_source if coin.kind == "sum" else torch.lerp(to_own, to_source, coin.alpha)
+    pairs = zip(_pair(source, attn), _pair(own, attn), strict=True)
+    k, v = (torch.where(coin[:, None, None, None], source_t, own_t) for source_t, own_t in pairs)
+    return attend((k, v))
+
+
+def _pair(side: KV, attn: Attention) -> tuple[Tensor, Tensor]:
+    assert side is not None
+    return project(side, attn.num_heads) if isinstance(side, Projection) else side
+
+
+def _concatenate(own: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    k, v = (torch.cat(pair, dim=2) for pair in zip(own, source, strict=True))
+    return k, v
+
+
+def _rows(attn: Attention, rows: slice) -> tuple[Tensor, Tensor | None]:
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    return weight[rows], None if bias is None else bias[rows]
+
+
+def _split_heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    return x.unflatten(-1, (parts, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _parameters(module: nn.Module) -> Iterable[Tensor]:
+    return (p for p in module.parameters() if p.requires_grad)
+
+
+def _mask_arguments(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Tensor | bool]:
+    """Only what is asked for: `is_causal` exists since timm 1.0.26."""
+    arguments: dict[str, Tensor | bool] = {} if attn_mask is None else {"attn_mask": attn_mask}
+    return {**arguments, "is_causal": True} if is_causal else arguments

@@ -1,0 +1,72 @@
+"""One lockstep step: the source's block, which hands over its keys and values, then the target's."""
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+from stochca.attention import Coin, cross_attention, key_value, merge_heads, query
+from stochca_kernels import Projection, stochca_attention
+from stochca_kernels.attention import Impl
+from stochca_kernels.projection import KV, project
+
+
+def target_step(
+    block: Block, x: Tensor, source_kv: KV, coin: Coin, num_rows: int | None = None, impl: Impl = "auto"
+) -> Tensor:
+    """Run a block of the target.
+
+    Keys, values and the coin are arguments, never state of a module: activation checkpointing runs this
+    function a second time and must meet the same ones.
+
+    Args:
+        block: timm's block, unchanged.
+        x: Tokens `[B, N, C]`.
+        source_kv: The source's keys and values of the same block, or None where `coin` is False.
+        coin: What the block reads.
+        num_rows: Only the first so many tokens are read by anything that follows; all of them where None.
+        impl: Implementation of the operator.
+
+    Returns:
+        Tokens `[B, num_rows or N, C]`.
+    """
+    if coin is True and num_rows is not None:
+        x = x[:, :num_rows]  # the other tokens are neither queries nor keys
+    out = cross_attention(block.attn, block.norm1(x), source_kv, coin, num_queries=num_rows, impl=impl)
+    x = x if num_rows is None else x[:, :num_rows]
+    return _residual_mlp(block, x, out)
+
+
+@torch.no_grad()
+def source_step(
+    block: Block, x: Tensor, *, need_kv: bool, advance: bool, few_queries: bool = False, impl: Impl = "auto"
+) -> tuple[KV, Tensor]:
+    """Run as much of a block of the frozen source as anything needs.
+
+    Args:
+        block: timm's block, in eval mode.
+        x: The source's tokens `[B, N, C]`.
+        need_kv: The target's block reads the source.
+        advance: A later block of the source is needed.
+        few_queries: Only class rows of the target will ask, so the pair itself need not exist.
+        impl: Implementation of the operator.
+
+    Returns:
+        The source's keys and values or None, and its tokens after the block where `advance`, else unchanged.
+    """
+    if not need_kv:
+        return None, block(x) if advance else x
+    y = block.norm1(x)
+    source_kv = key_value(block.attn, y)
+    pair = source_kv
+    if isinstance(pair, Projection) and (advance or not few_queries):
+        # Apart from the queries, so that only keys and values stay in memory until the backward.
+        pair = project(pair, block.attn.num_heads)
+    if advance:
+        out = stochca_attention(query(block.attn, y), pair, None, False, scale=block.attn.scale, impl=impl)
+        x = _residual_mlp(block, x, merge_heads(block.attn, out, y))
+    return source_kv if few_queries else pair, x
+
+
+def _residual_mlp(block: Block, x: Tensor, attention: Tensor) -> Tensor:
+    x = x + block.drop_path1(block.ls1(attention))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))

@@ -1,0 +1,298 @@
+"""StochCA: a timm Vision Transformer in training, in lockstep with a frozen copy of itself."""
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stochca.attention import Coin
+from stochca.block import source_step, target_step
+from stochca.plan import CoinSampler, Mode, Per, Rng, Schedule, StepPlan, replay
+from stochca.vit import TimmViT, check_drivable, check_pair, num_class_rows, renormalization, stem
+from stochca_kernels.attention import Impl
+
+
+class StochCA(nn.Module):
+    r"""Fine-tune a timm ViT with stochastic cross-attention against its frozen pretrained self.
+
+    In training each block :math:`l` draws :math:`\beta_l \sim \mathrm{Bernoulli}(p)` and computes
+    :math:`(1 - \beta_l)\,SA(q_l, k_l, v_l) + \beta_l\,CA(q_l, k^0_l, v^0_l)`, with :math:`k^0_l, v^0_l` of
+    the same block of the source, which sees the same images. In eval mode the model is exactly
+    `self.target`.
+
+    The target stays a plain timm model: save, publish and export `model.target`. The source is no
+    submodule: it is in no state dict, no optimizer and no moving average, and stays in eval mode. It does
+    follow `.to()`, and copying or pickling the whole object restores both.
+
+    Args:
+        target: A timm `VisionTransformer` or `NaFlexVit` built of timm's `Block` and `Attention`.
+        source: A frozen model of the same architecture; None takes a copy of `target` as it is now. It is
+            switched to eval mode and requires no grad from here on. Where its `pretrained_cfg` names
+            another normalisation than the target's, images are renormalised for it.
+        p: Probability that a block reads the source: a number, one per block, or a function of the step
+            that returns either.
+        per: "batch": one coin per block, as in the paper. "sample": one per block and sample.
+        mode: "stochastic", or one of the deterministic alternatives, which read both pairs in every block:
+            "mix" `(1 - p) SA + p CA`, "sum" `SA + CA`, "concat" one softmax over the keys of both.
+        seed: Of the coins.
+        rng: "counter": coins depend on (seed, step) alone. "official": torch's default CPU generator.
+        class_rows: Leave out tokens that nothing reads: with class-token pooling the last block that reads
+            its own tokens, and all blocks after it, compute the class row alone. Exact.
+        impl: Implementation of the operator, see `stochca_kernels.stochca_attention`.
+
+    Attributes:
+        target: The timm model that is trained.
+        coins: The `CoinSampler`; set `coins.step` to resume.
+        plan: The `StepPlan` of the last forward, None before the first.
+
+    Raises:
+        TypeError: A model of a family that cannot be driven.
+        ValueError: Source and target differ, or an option is out of range.
+
+    Source: Seo, Lee and Hwang, arXiv 2402.16092.
+    """
+
+    def __init__(
+        self,
+        target: TimmViT,
+        source: TimmViT | None = None,
+        p: Schedule = 0.1,
+        *,
+        per: Per = "batch",
+        mode: Mode = "stochastic",
+        seed: int = 0,
+        rng: Rng = "counter",
+        class_rows: bool = True,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        check_drivable(target)
+        if source is None:
+            source = copy.deepcopy(target)
+        check_drivable(source)
+        check_pair(target, source)
+        self.target = target
+        self._unregistered = [source.eval().requires_grad_(False)]
+        self.coins = CoinSampler(p, len(target.blocks), per=per, mode=mode, seed=seed, rng=rng)
+        self.plan: StepPlan | None = None
+        self.class_rows = class_rows
+        self.impl = impl
+        self._renormalization = renormalization(target, source)
+        self._target_step: Callable[..., Tensor] = target_step
+        self._source_step: Callable[..., Any] = source_step
+
+    @classmethod
+    def from_timm(
+        cls,
+        name: str,
+        *,
+        pretrained: bool = True,
+        p: Schedule = 0.1,
+        per: Per = "batch",
+        mode: Mode = "stochastic",
+        seed: int = 0,
+        rng: Rng = "counter",
+        class_rows: bool = True,
+        impl: Impl = "auto",
+        **timm_kwargs: Any,
+    ) -> "StochCA":
+        """Create the target by name, and the source as its frozen copy.
+
+        Args:
+            name: Any name `timm.create_model` takes.
+            pretrained: Load pretrained weights. Without them the source is the random initialisation.
+            p: As for the class, and so the options after it.
+            per: As for the class.
+            mode: As for the class.
+            seed: As for the class.
+            rng: As for the class.
+            class_rows: As for the class.
+            impl: As for the class.
+            timm_kwargs: Go to `timm.create_model`: `num_classes`, `img_size`, `drop_path_rate`, ...
+        """
+        target = timm.create_model(name, pretrained=pretrained, **timm_kwargs)
+        options: dict[str, Any] = {"per": per, "mode": mode, "seed": seed, "rng": rng}
+        return cls(target, p=p, class_rows=class_rows, impl=impl, **options)
+
+    @property
+    def source(self) -> TimmViT:
+        """The frozen source."""
+        return self._unregistered[0]
+
+    def forward(self, images: Tensor, coins: Sequence[Coin] | None = None) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised as the target's `pretrained_cfg` says.
+            coins: Replays a draw: one bool, or one bool tensor `[B]`, per block. In eval mode too, where
+                without coins this is exactly `self.target(images)`. None draws, in training.
+
+        Returns:
+            What timm's `forward_head` returns, usually `[B, num_classes]`.
+        """
+        if not self.training and coins is None:
+            return self.target(images)
+        num_rows = num_class_rows(self.target) if self.class_rows else None
+        tokens, _ = self._lockstep(images, coins, num_rows)
+        return self.forward_head(self.target.norm(tokens))
+
+    def forward_features(self, images: Tensor, coins: Sequence[Coin] | None = None) -> Tensor:
+        """All tokens `[B, N, C]` after the final norm, as timm's `forward_features`."""
+        if not self.training and coins is None:
+            return self.target.forward_features(images)
+        return self.target.norm(self._lockstep(images, coins)[0])
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """As timm's."""
+        return self.target.forward_head(x, pre_logits=pre_logits)
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        coins: Sequence[Coin] | None = None,
+    ) -> Any:
+        """Tokens after some of the blocks, as timm's `forward_intermediates`, in training with StochCA.
+
+        Args:
+            images: `[B, 3, H, W]`.
+            indices: Which blocks, as timm has it: the last n for an int, all for None.
+            return_prefix_tokens: Return pairs (patches, prefix tokens).
+            norm: Apply the final norm to each.
+            stop_early: Run no block after the last one asked for.
+            output_fmt: "NCHW" or "NLC".
+            intermediates_only: Leave out the final tokens.
+            coins: As in `forward`.
+        """
+        if not self.training and coins is None:
+            return self.target.forward_intermediates(
+                images, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
+            )
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f'output_fmt must be "NCHW" or "NLC", got {output_fmt!r}')
+        taps, last = feature_take_indices(len(self.target.blocks), indices)
+        tokens, tapped = self._lockstep(images, coins, taps=taps, stop=last + 1 if stop_early else None)
+        if norm:
+            tapped = [self.target.norm(t) for t in tapped]
+        split = self.target.num_prefix_tokens
+        prefixes, patches = [t[:, :split] for t in tapped], [t[:, split:] for t in tapped]
+        if output_fmt == "NCHW":
+            embed = getattr(self.target, "patch_embed", None) or self.target.embeds
+            height, width = embed.dynamic_feat_size(images.shape[-2:])
+            patches = [t.transpose(1, 2).unflatten(2, (height, width)).contiguous() for t in patches]
+        result = list(zip(patches, prefixes, strict=True)) if return_prefix_tokens and split else patches
+        return result if intermediates_only else (self.target.norm(tokens), result)
+
+    def _lockstep(
+        self,
+        images: Tensor,
+        coins: Sequence[Coin] | None,
+        num_rows: int | None = None,
+        taps: Iterable[int] = (),
+        stop: int | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance target and source block by block; return the target's last tokens, and those at `taps`."""
+        if images.ndim != 4:
+            raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
+        depth = len(self.target.blocks)
+        if coins is None:
+            plan = self.coins.draw(images.shape[0], images.device)
+        else:
+            plan = replay(coins, depth, images.shape[0])
+        self.plan = plan = StepPlan(plan.coins[:stop])
+
+        x = stem(self.target, images)
+        x0 = self._source_stem(images) if plan.source_blocks else x
+        tapped = []
+        for i, (block, block0, coin) in enumerate(
+            zip(self.target.blocks, self.source.blocks, plan.coins, strict=False)
+        ):
+            rows = num_rows if i >= plan.first_class_row_block else None
+            source_kv, x0 = self._source_step(
+                block0,
+                x0,
+                need_kv=coin is not False,
+                advance=i + 1 < plan.source_blocks,
+                few_queries=rows is not None,
+                impl=self.impl,
+            )
+            if self.target.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(
+                    self._target_step, block, x, source_kv, coin, rows, self.impl, use_reentrant=False
+                )
+            else:
+                x = self._target_step(block, x, source_kv, coin, rows, self.impl)
+            if i in taps:
+                tapped.append(x)
+        return x, tapped
+
+    @torch.no_grad()
+    def _source_stem(self, images: Tensor) -> Tensor:
+        if self._renormalization is not None:
+            factor, shift = (t.to(images) for t in self._renormalization)
+            images = images * factor + shift
+        return stem(self.source, images)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the step of a block, which all blocks share; arguments go to `torch.compile`.
+
+        The whole model is not one graph: its coins change with every step. Names of parameters stay as
+        they are.
+        """
+        self._target_step = torch.compile(target_step, *args, **kwargs)
+        self._source_step = torch.compile(source_step, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StochCA":
+        super()._apply(fn, recurse)
+        self.source._apply(fn, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled function cannot be pickled; call compile() again after loading.
+        return {**self.__dict__, "_target_step": target_step, "_source_step": source_step}
+
+    def extra_repr(self) -> str:
+        """What StochCA adds to the target."""
+        return f"coins={self.coins}, class_rows={self.class_rows}, impl={self.impl!r}"
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's: recompute each block of the target in the backward."""
+        self.target.set_grad_checkpointing(enable)
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
+        """As timm's."""
+        return self.target.get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As timm's."""
+        self.target.reset_classifier(num_classes, global_pool)
+
+    def no_weight_decay(self) -> set[str]:
+        """As timm's, under this module's parameter names."""
+        return {f"target.{name}" for name in self.target.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As timm's, under this module's parameter names: layer decay sees the target's layers."""
+
+        def prefixed(pattern: str) -> str:
+            without_anchors = re.sub(r"(^|\|)\^", r"\1", pattern)
+            return rf"^target\.(?:{without_anchors})"
+
+        matcher = self.target.group_matcher(coarse)
+        return {
+            group: prefixed(patterns)
+            if isinstance(patterns, str)
+            else [(prefixed(pattern), key) for pattern, key in patterns]
+            for group, patterns in matcher.items()
+        }
