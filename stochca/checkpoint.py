@@ -1,0 +1,224 @@
+"""Files of a run: weights as safetensors, the trainer's state, the options; each is whole at every moment.
+
+`trainer_state.pt` alone is what a run resumes from: it holds the weights as well. `last.safetensors` and
+`metrics.csv` are derived from it, written after it and written again on resuming, so a crash between two
+writes can leave them one checkpoint behind, but never leaves a state that cannot be resumed.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+STATE = "trainer_state.pt"
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+METRICS = "metrics.csv"
+CONFIG = "config.yaml"
+
+STATE_FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary file beside `path`, and put it in place once it is on disk.
+
+    Args:
+        path: Holds either its old content or the whole new one, whenever the process or the machine stops.
+        write: Gets the path to write to.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)  # safetensors makes it private
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def open_output(output: Path, *, resume: bool) -> dict[str, Any] | None:
+    """Make the folder of a new run, or read the state of the one to resume.
+
+    Args:
+        output: The folder.
+        resume: Continue the run in it.
+
+    Returns:
+        The trainer's state, None for a new run.
+
+    Raises:
+        FileExistsError: A new run where there is one already.
+        FileNotFoundError: Nothing to resume.
+        ValueError: The state is truncated, or of another version.
+    """
+    if resume:
+        return load_state(output / STATE)
+    held = [name for name in (STATE, LAST, BEST, METRICS) if (output / name).exists()]
+    if held:
+        raise FileExistsError(
+            f"{output} already holds a run ({', '.join(held)}): continue it with --resume {output}, "
+            "or choose another --output"
+        )
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"--output {output} is a file, wanted a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def save_weights(path: Path, state_dict: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    """Write a timm state dict that `timm.create_model(..., checkpoint_path=path)` loads.
+
+    Args:
+        path: The safetensors file.
+        state_dict: Of the plain timm model.
+        metadata: Strings stay as they are, everything else is written as JSON.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in state_dict.items()}
+    text = {name: v if isinstance(v, str) else json.dumps(v) for name, v in metadata.items()}
+    write_atomically(path, lambda file: safetensors.torch.save_file(tensors, file, {"format": "pt", **text}))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint of ours.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a complete safetensors file, or not written by `stochca finetune`.
+    """
+    with _open_weights(path) as file:
+        text = file.metadata() or {}
+    if "stochca" not in text:
+        raise ValueError(
+            f"{path} was not written by stochca finetune: wanted the metadata 'stochca', 'model', 'classes', "
+            f"..., got {sorted(text)}"
+        )
+    names = {"model", "stochca", "format"}
+    return {name: value if name in names else json.loads(value) for name, value in text.items()}
+
+
+def load_weights(path: Path, model: nn.Module, name: str) -> None:
+    """Load a checkpoint into a timm model, strictly.
+
+    Args:
+        path: The safetensors file.
+        model: Gets the weights.
+        name: What the model is called in errors.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a complete safetensors file, or weights of another model.
+    """
+    with _open_weights(path) as file:
+        state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    load_state_dict(model, state_dict, f"{path} does not fit {name}")
+
+
+def load_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], complaint: str) -> None:
+    """`model.load_state_dict`, with an error that names what was wanted and what came."""
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    came = {key: tuple(value.shape) for key, value in state_dict.items()}
+    if wanted != came:
+        keys = [key for key in sorted({**wanted, **came}) if wanted.get(key) != came.get(key)]
+        shown = ", ".join(f"{key} wanted {wanted.get(key)}, got {came.get(key)}" for key in keys[:3])
+        raise ValueError(f"{complaint}: {len(keys)} tensors differ: {shown}{', ...' * (len(keys) > 3)}")
+    model.load_state_dict(state_dict)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the trainer's state."""
+    write_atomically(path, lambda file: torch.save({"format": STATE_FORMAT, **state}, file))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read the trainer's state, on the CPU and without running any code in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume: there is no {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a complete trainer state: {error}") from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != STATE_FORMAT:
+        raise ValueError(f"{path} must be a trainer state of format {STATE_FORMAT}, got {found}")
+    return state
+
+
+def save_config(path: Path, options: dict[str, Any]) -> None:
+    """Write the resolved options as YAML."""
+    text = yaml.safe_dump(options, sort_keys=False)
+
+    def write(file: Path) -> None:
+        file.write_text(text)
+
+    write_atomically(path, write)
+
+
+def save_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write all evaluations so far as CSV."""
+
+    def write(file: Path) -> None:
+        with open(file, "w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 of a module's state dict."""
+    sha = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every global random number generator, in types that load without pickled code."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `rng_state` returned; CUDA's where the number of devices is the same."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+def _open_weights(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

@@ -1,0 +1,208 @@
+"""Options of the command line, one dataclass per subcommand. No torch here: help comes at once."""
+
+# ruff: noqa: RUF009 (`_option` makes a dataclass field)
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def _option(default: Any, text: str, *aliases: str) -> Any:
+    """A field of an options class with its line of help and its short flags."""
+    metadata = {"help": text, "aliases": aliases}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """The model."""
+
+    model: str = _option("vit_base_patch16_224", "name of a timm Vision Transformer")
+    pretrained: bool = _option(True, "start target and source from timm's pretrained weights")
+    pretrained_path: str | None = _option(None, "file to read the pretrained weights from, instead of timm's")
+    num_classes: int | None = _option(None, "number of classes; read from the dataset if not given")
+    img_size: int | None = _option(None, "height and width of the images in pixels; the model's if not given")
+    drop_path: float = _option(0.0, "stochastic depth rate of the target")
+    model_kwargs: dict[str, Any] = _option({}, "further arguments of the timm model, as {depth: 2, ...}")
+    grad_checkpointing: bool = _option(False, "recompute each block in the backward pass, to save memory")
+    torchcompile: bool = _option(False, "compile the blocks with torch.compile")
+
+
+@dataclass(kw_only=True)
+class StochCAOptions:
+    """Stochastic cross-attention."""
+
+    p: float | list[float] = _option(
+        0.1, "probability that a block attends to the frozen source: a number, or a list with one per block"
+    )
+    per: Literal["batch", "sample"] = _option("batch", "draw one coin per block, or one per block and sample")
+    mode: Literal["stochastic", "mix", "sum", "concat"] = _option(
+        "stochastic", "the paper's coin, or a deterministic alternative: (1-p) SA + p CA, SA + CA, joint keys"
+    )
+    impl: Literal["auto", "triton", "sdpa", "reference"] = _option("auto", "implementation of the attention")
+
+
+@dataclass(kw_only=True)
+class DatasetOptions:
+    """The dataset."""
+
+    data_dir: str | None = _option(None, "folder with one folder of classes per split, or the dataset's root")
+    dataset: str = _option("", "dataset as timm names it, as torch/cifar10; an image folder if empty", "-d")
+    dataset_download: bool = _option(False, "download the dataset where timm supports it")
+    val_split: str = _option("validation", "split to evaluate on; '' for the classes in --data-dir itself")
+    batch_size: int = _option(32, "images per step and accumulation", "-b")
+    skip_corrupt: bool = _option(False, "leave out unreadable images and report them, instead of stopping")
+
+
+@dataclass(kw_only=True)
+class TrainDataOptions:
+    """Training images, and how they are prepared."""
+
+    train_split: str = _option("train", "split to train on")
+    validation_batch_size: int | None = _option(
+        None, "images per evaluation batch; --batch-size if not given", "-vb"
+    )
+    mean: list[float] | None = _option(None, "mean of the pixels per channel; the model's if not given")
+    std: list[float] | None = _option(None, "standard deviation of the pixels; the model's if not given")
+    crop_pct: float | None = _option(
+        None, "share of the image that evaluation crops; the model's if not given"
+    )
+    interpolation: str | None = _option(None, "how images are resized; the model's way if not given")
+    no_aug: bool = _option(False, "no augmentation at all")
+    scale: list[float] = _option([0.08, 1.0], "range of the random crop's area, relative to the image")
+    ratio: list[float] = _option([0.75, 4 / 3], "range of the random crop's aspect ratio")
+    hflip: float = _option(0.5, "probability of a horizontal flip")
+    color_jitter: float = _option(0.4, "strength of random brightness, contrast and saturation")
+    aa: str | None = _option(None, "auto-augmentation policy, as rand-m9-mstd0.5")
+    reprob: float = _option(0.0, "probability that a random rectangle is erased")
+    smoothing: float = _option(0.1, "label smoothing")
+
+
+@dataclass(kw_only=True)
+class OptimizerOptions:
+    """Optimizer and schedule."""
+
+    opt: str = _option("adamw", "optimizer, by timm's name")
+    lr: float = _option(5e-5, "learning rate after the warm-up")
+    weight_decay: float = _option(0.05, "weight decay; biases and norms have none")
+    momentum: float = _option(0.9, "momentum, for optimizers that have one")
+    layer_decay: float | None = _option(None, "factor on the learning rate from each layer to the one below")
+    head_lr_mult: float = _option(1.0, "factor on the learning rate of the classifier")
+    clip_grad: float | None = _option(None, "clip the gradient to this norm")
+    grad_accum_steps: int = _option(1, "batches whose gradients are averaged for one step")
+    epochs: int = _option(10, "epochs to train")
+    steps: int | None = _option(None, "optimizer steps to train, instead of --epochs")
+    sched: Literal["cosine", "tanh", "poly", "constant"] = _option("cosine", "schedule of the learning rate")
+    warmup_epochs: float = _option(1.0, "epochs of linear warm-up")
+    warmup_steps: int | None = _option(None, "optimizer steps of warm-up, instead of --warmup-epochs")
+    warmup_lr: float = _option(1e-6, "learning rate at the start of the warm-up")
+    min_lr: float = _option(0.0, "learning rate at the end of the schedule")
+
+
+@dataclass(kw_only=True)
+class DeviceOptions:
+    """The machine."""
+
+    device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+    amp: bool = _option(False, "mixed precision")
+    amp_dtype: Literal["bfloat16", "float16"] = _option("bfloat16", "lower precision of --amp")
+    workers: int = _option(4, "processes that load images; 0 loads them in the main one", "-j")
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """The run."""
+
+    output: str = _option("output/finetune", "folder of the run; one that holds a run already is refused")
+    resume: str | None = _option(None, "folder of an interrupted run to continue, with its options")
+    seed: int = _option(0, "of initialisation, images, augmentation, dropout and coins")
+    val_interval: int = _option(1, "epochs between evaluations; the last step is always evaluated")
+    recovery_interval: int = _option(0, "steps between checkpoints within an epoch; 0 for none")
+    eval_metric: Literal["top1", "loss"] = _option("top1", "what selects the best checkpoint")
+    log_interval: int = _option(10, "steps between updates of the loss that is shown")
+    log_tensorboard: bool = _option(False, "also log to TensorBoard, in the folder of the run")
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(
+    RunOptions,
+    DeviceOptions,
+    OptimizerOptions,
+    TrainDataOptions,
+    DatasetOptions,
+    StochCAOptions,
+    ModelOptions,
+):
+    """Options of `stochca finetune`."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            at_least_one=(
+                "batch_size validation_batch_size grad_accum_steps epochs steps val_interval log_interval"
+                " num_classes img_size"
+            ),
+            not_negative=(
+                "lr warmup_lr min_lr weight_decay head_lr_mult warmup_epochs warmup_steps workers"
+                " recovery_interval seed color_jitter"
+            ),
+            unit="drop_path smoothing hflip reprob layer_decay crop_pct",
+        )
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(f"--clip-grad must be positive, got {self.clip_grad}")
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(DeviceOptions, DatasetOptions):
+    """Options of `stochca evaluate`."""
+
+    checkpoint: str = _option("", "safetensors file of a run of stochca finetune")
+    json: bool = _option(False, "print the result as JSON")
+
+    def __post_init__(self) -> None:
+        _check(self, at_least_one="batch_size", not_negative="workers", unit="")
+
+
+@dataclass(kw_only=True)
+class InfoOptions:
+    """Options of `stochca info`."""
+
+    device: str = _option("auto", "device to ask about")
+    amp_dtype: Literal["bfloat16", "float16", "float32"] = _option("bfloat16", "dtype to ask about")
+    head_dim: int = _option(64, "head size to ask about")
+
+
+# What a resumed run may change: nothing that decides its result.
+RESUMABLE = {
+    "data_dir", "dataset_download", "device", "log_interval", "log_tensorboard", "output",
+    "recovery_interval", "resume", "validation_batch_size", "workers",
+}  # fmt: skip
+
+
+def changed_options(saved: dict[str, Any], options: FinetuneOptions) -> list[str]:
+    """Name the options of a saved run that a resuming one may not change and did, with both values."""
+    now = dataclasses.asdict(options)
+    return [
+        f"{flag(name)} was {saved.get(name)}, is {now[name]}"
+        for name in now
+        if name not in RESUMABLE and saved.get(name) != now[name]
+    ]
+
+
+def flag(name: str) -> str:
+    """The flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(options: Any, at_least_one: str, not_negative: str, unit: str) -> None:
+    def refuse(names: str, wanted: str, is_bad: Any) -> None:
+        for name in names.split():
+            value = getattr(options, name)
+            if value is not None and is_bad(value):
+                raise ValueError(f"{flag(name)} must be {wanted}, got {value}")
+
+    refuse(at_least_one, "at least 1", lambda value: value < 1)
+    refuse(not_negative, "at least 0", lambda value: not value >= 0)
+    refuse(unit, "between 0 and 1", lambda value: not 0 <= value <= 1)
