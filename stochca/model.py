@@ -240,7 +240,7 @@ class StochCA(nn.Module):
     @torch.no_grad()
     def _source_stem(self, images: Tensor) -> Tensor:
         if self._renormalization is not None:
-            factor, shift = (t.to(images) for t in self._renormalization)
+            factor, shift = (images.new_tensor(t)[:, None, None] for t in self._renormalization)
             images = images * factor + shift
         return stem(self.source, images)
 

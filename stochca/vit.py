@@ -2,7 +2,6 @@
 
 from typing import TypeAlias
 
-import torch
 from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.naflexvit import NaFlexVit
@@ -83,21 +82,17 @@ def num_class_rows(model: TimmViT) -> int | None:
     return 2 if isinstance(model, VisionTransformerDistilled) else 1
 
 
-def renormalization(target: TimmViT, source: TimmViT) -> tuple[Tensor, Tensor] | None:
-    """Factor and shift `[3, 1, 1]` that turn the target's normalised images into the source's.
+def renormalization(target: TimmViT, source: TimmViT) -> tuple[list[float], list[float]] | None:
+    """Factor and shift of each channel that turn the target's normalised images into the source's.
 
     None where both models' `pretrained_cfg` name the same mean and standard deviation, or one names none.
     """
     configs = [getattr(model, "pretrained_cfg", None) or {} for model in (target, source)]
-    if any(config.get(key) is None for config in configs for key in ("mean", "std")):
+    statistics = [tuple(config.get(key) or ()) for config in configs for key in ("mean", "std")]
+    if not all(statistics) or statistics[:2] == statistics[2:]:
         return None
-    (mean, std), (source_mean, source_std) = (
-        (torch.tensor(config["mean"]), torch.tensor(config["std"])) for config in configs
-    )
-    if torch.equal(mean, source_mean) and torch.equal(std, source_std):
-        return None
-    factor, shift = std / source_std, (mean - source_mean) / source_std
-    return factor[:, None, None], shift[:, None, None]
+    channels = list(zip(*statistics, strict=True))
+    return [s / s0 for _, s, _, s0 in channels], [(m - m0) / s0 for m, _, m0, s0 in channels]
 
 
 def _description(model: TimmViT) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """The operator's contract: what it computes, what it accepts, and which implementation runs it."""
 
+import contextlib
 import importlib.util
 import os
 from typing import Literal, get_args, overload
@@ -90,7 +91,8 @@ def stochca_attention(
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
     _check_coin(q, use_source)
-    if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
+    can_autocast = torch.amp.is_autocast_available(q.device.type)
+    if can_autocast and torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, source_q = _cast(q, dtype), None if source_q is None else _cast(source_q, dtype)
         kv, source_kv = _cast_side(kv, dtype), _cast_side(source_kv, dtype)
@@ -105,7 +107,7 @@ def stochca_attention(
         kv = None
     elif use_source is False and source_q is None:
         source_kv = None
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast(q.device.type, enabled=False) if can_autocast else contextlib.nullcontext():
         if impl == "triton":
             out, source_out = _attention_triton(q, kv, source_kv, use_source, source_q, scale)
         else:

@@ -1,0 +1,1 @@
+"""Measures the package against what a user would pick instead."""

@@ -1,0 +1,172 @@
+"""What a training step costs by count, not by clock: FLOPs, and bytes kept for the backward.
+
+`python -m bench.counts` prints both relative to plain timm fine-tuning, as exact expectations over the coins.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import timm
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from stochca import StepPlan, StochCA
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a step relative to plain fine-tuning, for one p.
+
+    Args:
+        p: Probability that a block reads the source.
+        flops: Expected FLOPs of forward and backward.
+        flops_max: The largest over all draws.
+        saved_bytes: Expected bytes kept for the backward.
+        saved_bytes_max: The largest over all draws.
+        source_fraction: Expected share of the source's blocks that ran.
+    """
+
+    p: float
+    flops: float
+    flops_max: float
+    saved_bytes: float
+    saved_bytes_max: float
+    source_fraction: float
+
+
+def step_flops(run: Callable[[], Tensor]) -> int:
+    """FLOPs of `run().sum().backward()`, forward included, as torch's counter counts them."""
+    with FlopCounterMode(display=False) as counter:
+        run().sum().backward()
+    return counter.get_total_flops()
+
+
+def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor] = ()) -> int:
+    """Bytes of distinct storages that the forward `run()` keeps for its backward, parameters left out."""
+    known = {p.untyped_storage()._cdata for p in parameters}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = run()
+    total = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in known)
+    del output
+    return total
+
+
+def draws(depth: int) -> list[tuple[bool, ...]]:
+    """All coin patterns of a model."""
+    return list(itertools.product((False, True), repeat=depth))
+
+
+def signature(coins: Sequence[bool]) -> tuple[tuple[str, ...], bool]:
+    """What of a draw its cost depends on: blocks of one kind cost the same, in whatever order."""
+    plan = StepPlan(tuple(coins))
+    kinds = (
+        f"{'cross' if coin else 'self'}"
+        f"{' rows' if i >= plan.first_class_row_block else ''}"
+        f"{' first' if i == plan.first_class_row_block else ''}"
+        f"{' advance' if i + 1 < plan.source_blocks else ''}"
+        for i, coin in enumerate(coins)
+    )
+    return tuple(sorted(kinds)), plan.source_blocks > 0
+
+
+def by_signature(depth: int) -> dict[tuple[tuple[str, ...], bool], list[tuple[bool, ...]]]:
+    """All draws, those of equal cost together."""
+    classes: dict[tuple[tuple[str, ...], bool], list[tuple[bool, ...]]] = {}
+    for coins in draws(depth):
+        classes.setdefault(signature(coins), []).append(coins)
+    return classes
+
+
+def probability(coins: Sequence[bool], p: float) -> float:
+    """How likely a draw is when every block reads the source with probability p."""
+    return p ** sum(coins) * (1 - p) ** (len(coins) - sum(coins))
+
+
+def relative_costs(
+    depth: int, cost: Callable[[Sequence[bool]], int], baseline: int, probabilities: Iterable[float]
+) -> list[tuple[float, float]]:
+    """Expectation and maximum over the coins of `cost(coins) / baseline`, for each p."""
+    classes = [(cost(members[0]) / baseline, members) for members in by_signature(depth).values()]
+    return [
+        (
+            sum(ratio * probability(coins, p) for ratio, members in classes for coins in members),
+            max(ratio for ratio, members in classes if any(probability(coins, p) for coins in members)),
+        )
+        for p in probabilities
+    ]
+
+
+def vit_flops(name: str, probabilities: Sequence[float]) -> list[tuple[float, float]]:
+    """Expected and largest FLOPs of a step relative to plain fine-tuning, on the meta device."""
+    with torch.device("meta"):
+        model = StochCA(timm.create_model(name, num_classes=10)).train()
+        images = torch.empty(1, *model.target.pretrained_cfg["input_size"])
+    return relative_costs(
+        len(model.target.blocks),
+        lambda coins: step_flops(lambda: model(images, coins=coins)),
+        step_flops(lambda: model.target(images)),
+        probabilities,
+    )
+
+
+def vit_saved_bytes(name: str, probabilities: Sequence[float]) -> list[tuple[float, float]]:
+    """Expected and largest bytes kept for the backward relative to plain fine-tuning, SDPA on both sides."""
+    model = StochCA(timm.create_model(name, num_classes=10), impl="sdpa").train()
+    images = torch.zeros(1, *model.target.pretrained_cfg["input_size"])
+    parameters = [*model.parameters(), *model.source.parameters()]
+    return relative_costs(
+        len(model.target.blocks),
+        lambda coins: saved_bytes(lambda: model(images, coins=coins), parameters),
+        saved_bytes(lambda: model.target(images), parameters),
+        probabilities,
+    )
+
+
+def expected_source_fraction(depth: int, p: float) -> float:
+    """Expected share of the source's blocks that a step needs."""
+    return sum(probability(coins, p) * StepPlan(coins).source_fraction for coins in draws(depth))
+
+
+def count(name: str, depth: int, probabilities: Sequence[float]) -> list[Cost]:
+    """All counts of one model."""
+    flops, kept = vit_flops(name, probabilities), vit_saved_bytes(name, probabilities)
+    return [
+        Cost(p, *flops[i], *kept[i], expected_source_fraction(depth, p)) for i, p in enumerate(probabilities)
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="vit_base_patch16_224", help="timm model name")
+    parser.add_argument("--p", type=float, nargs="+", default=[0.0, 0.1, 0.3, 0.5, 0.8])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    args = parser.parse_args()
+    with torch.device("meta"):
+        depth = len(timm.create_model(args.model).blocks)
+    costs = count(args.model, depth, args.p)
+    if args.json:
+        print(json.dumps({"model": args.model, "costs": [asdict(cost) for cost in costs]}, indent=2))
+        return
+    print(f"{args.model}: cost of a training step over that of plain timm fine-tuning, counted")
+    print(f"{'p':>4}  {'FLOPs':>13}  {'saved bytes':>13}  {'source run':>10}")
+    print(f"{'':>4}  {'mean':>6} {'max':>6}  {'mean':>6} {'max':>6}  {'mean':>10}")
+    for cost in costs:
+        print(
+            f"{cost.p:4.1f}  {cost.flops:6.3f} {cost.flops_max:6.3f}  "
+            f"{cost.saved_bytes:6.3f} {cost.saved_bytes_max:6.3f}  {cost.source_fraction:10.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
