@@ -1,8 +1,8 @@
 """Files of a run: weights as safetensors, the trainer's state, the options; each is whole at every moment.
 
-`trainer_state.pt` alone is what a run resumes from: it holds the weights as well. `last.safetensors` and
-`metrics.csv` are derived from it, written after it and written again on resuming, so a crash between two
-writes can leave them one checkpoint behind, but never leaves a state that cannot be resumed.
+`trainer_state.pt` alone is what a run resumes from: it holds the weights as well. The safetensors files and
+`metrics.csv` are derived from it, written after it and written again on resuming, so that a crash between two
+writes can leave them one checkpoint behind, but never at odds with what a resumed run does.
 """
 
 import csv

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import signal
 import sys
 import typing
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
         sys.stderr.write(f"stochca {parsed.command}: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _parser(options_class: type, description: str) -> ArgumentParser:
@@ -80,6 +83,8 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     text = field.metadata["help"]
     if field.name == "checkpoint":
         group.add_argument(field.name, type=hint, help=text)
+    elif field.name.startswith("no_"):
+        group.add_argument(flag(field.name), action="store_true", help=text)
     elif hint is bool:
         group.add_argument(flag(field.name), action=ActionYesNo(no_prefix="no-"), default=default, help=text)
     elif hint in (list[float], list[float] | None):
@@ -95,7 +100,8 @@ def _config_of(resume: Path) -> Path:
 
 
 def _finetune(options: FinetuneOptions) -> int:
-    from stochca.train import Interrupted, finetune
+    from stochca.progress import Interrupted
+    from stochca.train import finetune
 
     try:
         summary = finetune(options)
@@ -106,7 +112,8 @@ def _finetune(options: FinetuneOptions) -> int:
     sys.stdout.write(
         f"{summary['steps']} steps done: best top-1 {summary['best_top1']:.2f} % "
         f"at step {summary['best_step']}, last {summary['last_top1']:.2f} %; "
-        f"{summary['images_per_second']:.1f} images/s; {summary['source_fraction']:.0%} of the source's blocks ran\n"
+        f"{summary['images_per_second']:.1f} images/s; "
+        f"{summary['source_fraction']:.0%} of the source's blocks ran\n"
         f"unreadable images left out: {len(skipped)}{': ' * bool(skipped)}{', '.join(skipped)}\n"
         f"best and last checkpoint, metrics and options are in {summary['output']}\n"
     )

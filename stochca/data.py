@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageDataset, create_dataset, create_loader
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 # What Pillow raises on a damaged file.
 _UNREADABLE = (
@@ -30,7 +30,7 @@ _UNREADABLE = (
     Image.DecompressionBombError,
 )
 
-_READERS = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+_STREAMS = ("hfids/", "tfds/", "wds/")
 
 NO_TARGET = -1
 
@@ -154,7 +154,7 @@ def open_images(
 
     Args:
         data_dir: Its root.
-        dataset: What timm's `create_dataset` takes; empty for a folder (or tar file) of images.
+        dataset: What timm's `create_dataset` takes; empty for a folder of images, or a tar file (no splits).
         split: Name of the split. Of a folder, the folder in it of that name or of one that timm takes for the
             same; empty for the root itself.
         is_training: Open it for training.
@@ -165,9 +165,14 @@ def open_images(
         FileNotFoundError: The folder, or the split in it, is missing.
         ValueError: No images, no class folders, or a dataset that cannot be read by index.
     """
-    is_folder = not dataset.lower().startswith(_READERS)
+    if dataset.lower().startswith(_STREAMS):
+        raise ValueError(
+            f"--dataset {dataset} is a stream; a run that can be resumed at any step needs a dataset that is "
+            "read by index: an image folder, a tar file, torch/... or hfds/..."
+        )
+    is_folder = not dataset.lower().startswith(("torch/", "hfds/"))
     if is_folder or dataset.lower() in ("torch/folder", "torch/image_folder"):
-        _check_folder(data_dir, split)
+        _check_folder(data_dir)
     try:
         base = create_dataset(
             dataset, root=data_dir, split=split, is_training=is_training, download=download, seed=seed
@@ -177,20 +182,11 @@ def open_images(
     except RuntimeError as error:
         # timm for a folder without images, torchvision for data that is not downloaded.
         raise ValueError(f"cannot open split {split!r} of {dataset or data_dir}: {error}") from error
-    if isinstance(base, IterableDataset):
-        raise ValueError(
-            f"--dataset {dataset} is a stream; a run that can be resumed at any step needs a dataset that is "
-            "read by index: an image folder, a tar file, torch/... or hfds/..."
-        )
     images = Images(base, seed=seed, is_training=is_training)
     if not len(images):
         raise ValueError(f"split {split!r} of {dataset or data_dir} is empty")
-    root = getattr(getattr(base, "reader", None), "root", None)
-    if is_folder and root and split and Path(root).is_dir() and Path(root).samefile(str(data_dir)):
-        found = ", ".join(sorted(p.name for p in Path(root).iterdir() if p.is_dir())) or "no folders"
-        raise FileNotFoundError(f"{data_dir} has no folder for the split {split!r}, it has: {found}")
-    if is_folder and images.classes and "" in images.classes:
-        raise ValueError(f"{root} must hold one folder per class, but has images that are in no class folder")
+    if is_folder:
+        _check_split(Path(str(data_dir)), Path(base.reader.root), split, images.classes or [])
     return images
 
 
@@ -269,11 +265,22 @@ def make_loader(
     return loader, sampler
 
 
-def _check_folder(data_dir: str | None, split: str) -> None:
+def _check_folder(data_dir: str | None) -> None:
     if not data_dir:
         raise ValueError("--data-dir is missing: the folder with the images")
     if not Path(data_dir).exists():
         raise FileNotFoundError(f"--data-dir {data_dir} does not exist")
+
+
+def _check_split(data_dir: Path, root: Path, split: str, classes: list[str]) -> None:
+    # timm reads all of data_dir where it finds no folder of the split.
+    if split and root.samefile(data_dir):
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        raise FileNotFoundError(
+            f"{data_dir} has no folder for the split {split!r}, it has: {', '.join(folders) or 'no folders'}"
+        )
+    if "" in classes:
+        raise ValueError(f"{root} must hold one folder per class, but has images that are in no such folder")
 
 
 def _classes(base: Any) -> list[str] | None:

@@ -1,19 +1,14 @@
 """Fine-tuning: the loop, its optimizer, and what it writes."""
 
-import contextlib
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from timm.data import resolve_data_config
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,26 +16,11 @@ from tqdm import tqdm
 import stochca
 from stochca import checkpoint as files
 from stochca.config import FinetuneOptions, changed_options
-from stochca.data import check_classes, make_loader, number_of_classes, open_images
+from stochca.data import Images, check_classes, make_loader, number_of_classes, open_images
 from stochca.evaluation import autocast, evaluate, resolve_device
 from stochca.model import StochCA
-
-
-class Interrupted(Exception):
-    """A signal stopped the run, which can be resumed.
-
-    Args:
-        signum: The signal.
-        step: Steps done.
-        output: Folder of the run.
-    """
-
-    def __init__(self, signum: int, step: int, output: Path) -> None:
-        self.signum, self.output = signum, output
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} after step {step}; "
-            f"continue with: stochca finetune --resume {output}"
-        )
+from stochca.optimizer import create_optimizer, create_schedule
+from stochca.progress import Interrupted, Log, RunningMeans, StopRequest, tensorboard
 
 
 def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
@@ -48,18 +28,22 @@ def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
     overlay: dict[str, Any] = {}
     if options.pretrained_path is not None:
         overlay = {"pretrained_cfg_overlay": {"file": options.pretrained_path}}
-    model = StochCA.from_timm(
-        options.model,
-        pretrained=options.pretrained,
-        p=options.p,
-        per=options.per,
-        mode=options.mode,
-        seed=options.seed,
-        impl=options.impl,
-        drop_path_rate=options.drop_path,
-        **overlay,
-        **target_kwargs(options, num_classes),
-    )
+    try:
+        model = StochCA.from_timm(
+            options.model,
+            pretrained=options.pretrained,
+            p=options.p,
+            per=options.per,
+            mode=options.mode,
+            seed=options.seed,
+            impl=options.impl,
+            drop_path_rate=options.drop_path,
+            **overlay,
+            **target_kwargs(options, num_classes),
+        )
+    except RuntimeError as error:
+        # timm for an unknown name, for weights that do not exist, and for those that do not fit.
+        raise ValueError(f"cannot create {options.model}: {error}") from error
     model.set_grad_checkpointing(options.grad_checkpointing)
     if options.torchcompile:
         model.compile()
@@ -72,54 +56,24 @@ def target_kwargs(options: FinetuneOptions, num_classes: int) -> dict[str, Any]:
     return {**options.model_kwargs, **size, "num_classes": num_classes}
 
 
-def create_optimizer(target: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
-    """The optimizer of timm, with a learning rate of its own for the classifier.
-
-    Layer decay and the classifier's factor are `lr_scale` of a parameter group, by which timm's schedulers
-    multiply the learning rate in every step.
-    """
-    no_decay = target.no_weight_decay()  # type: ignore[operator]
-    head = {id(parameter) for parameter in target.get_classifier().parameters()}  # type: ignore[operator]
-    if not head:
-        raise ValueError(f"{options.model} has no classifier to train")
-    if options.layer_decay is None:
-        groups = param_groups_weight_decay(target, options.weight_decay, no_weight_decay_list=no_decay)
-    else:
-        groups = param_groups_layer_decay(
-            target, options.weight_decay, no_weight_decay_list=no_decay, layer_decay=options.layer_decay
-        )
-    split = []
-    for group in groups:
-        for in_head, factor in ((False, 1.0), (True, options.head_lr_mult)):
-            parameters = [p for p in group["params"] if (id(p) in head) == in_head]
-            if parameters:
-                scale = group.get("lr_scale", 1.0) * factor
-                split.append({**group, "params": parameters, "lr_scale": scale})
-    return create_optimizer_v2(split, opt=options.opt, lr=options.lr, momentum=options.momentum)
+def open_splits(options: FinetuneOptions) -> tuple[Images, Images]:
+    """The images to train on and those to evaluate on, of the same classes."""
+    where = (options.data_dir, options.dataset)
+    how: dict[str, Any] = {"seed": options.seed, "download": options.dataset_download}
+    train = open_images(*where, options.train_split, is_training=True, **how)
+    val = open_images(*where, options.val_split, is_training=False, **how)
+    check_classes(train.classes, val.classes, f"the split {options.val_split!r}", repr(options.train_split))
+    return train, val
 
 
-def create_schedule(
-    optimizer: torch.optim.Optimizer, options: FinetuneOptions, total_steps: int, steps_per_epoch: int
-) -> Scheduler:
-    """The scheduler of timm, over optimizer steps."""
-    warmup = options.warmup_steps
-    if warmup is None:
-        warmup = round(options.warmup_epochs * steps_per_epoch)
-    is_constant = options.sched == "constant"
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        # A step schedule that never steps; timm's "constant" is younger.
-        sched="step" if is_constant else options.sched,
-        decay_epochs=total_steps,
-        decay_rate=1.0,
-        num_epochs=total_steps,
-        min_lr=options.min_lr,
-        warmup_lr=options.warmup_lr,
-        warmup_epochs=min(warmup, total_steps - 1),
-        step_on_epochs=False,
-        updates_per_epoch=1,
-    )
-    return scheduler
+def resolve_preparation(options: FinetuneOptions, target: nn.Module) -> dict[str, Any]:
+    """Size, normalisation, crop and interpolation of the images: as the options say, else as the model does."""
+    given = {name: getattr(options, name) for name in ("mean", "std", "crop_pct", "interpolation")}
+    given["img_size"] = options.img_size or options.model_kwargs.get("img_size")
+    for name in ("mean", "std"):
+        if given[name] is not None and len(given[name]) not in (1, 3):
+            raise ValueError(f"--{name} must be one number or one per channel (3), got {given[name]}")
+    return resolve_data_config(given, model=target)
 
 
 class Trainer:
@@ -145,39 +99,13 @@ class Trainer:
             raise ValueError(f"a resumed run keeps its options, but {'; '.join(changed)}")
         self.device = resolve_device(options.device)
 
-        opened = [
-            open_images(
-                options.data_dir,
-                options.dataset,
-                split,
-                is_training=is_training,
-                seed=options.seed,
-                download=options.dataset_download,
-            )
-            for split, is_training in ((options.train_split, True), (options.val_split, False))
-        ]
-        self.train_images, self.val_images = opened
-        check_classes(
-            self.train_images.classes,
-            self.val_images.classes,
-            f"the split {options.val_split!r}",
-            f"{options.train_split!r}",
-        )
+        self.train_images, self.val_images = open_splits(options)
         self.num_classes = number_of_classes(self.train_images, options.num_classes)
 
         random_seed(options.seed)
         self.model = create_model(options, self.num_classes).to(self.device)
         self.source_digest = files.digest(self.model.target)
-        self.data_config = resolve_data_config(
-            {
-                "img_size": options.img_size or options.model_kwargs.get("img_size"),
-                "mean": options.mean,
-                "std": options.std,
-                "crop_pct": options.crop_pct,
-                "interpolation": options.interpolation,
-            },
-            model=self.model.target,
-        )
+        self.data_config = resolve_preparation(options, self.model.target)
         augmentation = ("no_aug", "scale", "ratio", "hflip", "color_jitter", "reprob")
         self.loader, sampler = make_loader(
             self.train_images,
@@ -209,8 +137,8 @@ class Trainer:
 
         self.step = 0
         self.history: list[dict[str, Any]] = []
-        self.running = _Running(self.device)
-        self.stop_signal = 0
+        self.running = RunningMeans(self.device)
+        self.stop = StopRequest()
         if state is not None:
             self._restore(state)
         else:
@@ -222,7 +150,8 @@ class Trainer:
         Raises:
             Interrupted: SIGINT or SIGTERM came; the run was saved after the step at work.
         """
-        with self._signals(), self._tensorboard() as log, self._bar() as bar:
+        folder = self.output / "tensorboard" if self.options.log_tensorboard else None
+        with self.stop, tensorboard(folder, self.step) as log, self._bar() as bar:
             if self.step and self._evaluation_is_due():
                 self._evaluate(log)
             while self.step < self.total_steps:
@@ -236,10 +165,10 @@ class Trainer:
             "last_top1": self.history[-1]["top1"],
             "images_per_second": self.history[-1]["images_per_second"],
             "source_fraction": sum(row["source_fraction"] for row in self.history) / len(self.history),
-            "skipped": self.train_images.unreadable_names() + self.val_images.unreadable_names(),
+            "skipped": self._skipped(),
         }
 
-    def _epoch(self, bar: tqdm, log: Callable[[dict[str, Any]], None]) -> None:
+    def _epoch(self, bar: tqdm, log: Log) -> None:
         """Run the rest of the epoch that `step` is in."""
         self.model.train()
         epoch, done = divmod(self.step, self.steps_per_epoch)
@@ -259,8 +188,8 @@ class Trainer:
                 self._evaluate(log)
             elif self.options.recovery_interval and self.step % self.options.recovery_interval == 0:
                 self._save()
-            if self.stop_signal:
-                self._stop()
+            if self.stop:
+                self._save_and_stop()
 
     def _train_step(self, batches: Iterator[tuple[Tensor, Tensor]], num_batches: int) -> Tensor:
         """One optimizer step over some batches; returns their mean loss."""
@@ -296,12 +225,15 @@ class Trainer:
 
     def _show(self, bar: tqdm, loss: Tensor) -> None:
         value = loss.item()
-        if not math.isfinite(value):
-            raise ValueError(
-                f"the loss is {value} at step {self.step}: try a lower --lr, --clip-grad or bfloat16"
-            )
+        self._check_finite(value)
         speed = self.running.images / max(self.running.seconds, 1e-9)
         bar.set_postfix_str(f"loss {value:.4f}, lr {self._lr():.2e}, {speed:.0f} images/s", refresh=False)
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at step {self.step}: try a lower --lr, --clip-grad or bfloat16"
+            )
 
     def _evaluation_is_due(self) -> bool:
         """Whether the step is one to evaluate after, and was not evaluated."""
@@ -309,14 +241,15 @@ class Trainer:
         at_step = self.step == self.total_steps or (rest == 0 and epoch % self.options.val_interval == 0)
         return at_step and not (self.history and self.history[-1]["step"] == self.step)
 
-    def _evaluate(self, log: Callable[[dict[str, Any]], None]) -> None:
+    def _evaluate(self, log: Log) -> None:
         """Evaluate the target and save; leave that to the resumed run if a signal comes."""
         train = self.running.means()
+        self._check_finite(train["loss"])
         result = evaluate(
-            self.model, self.val_loader, self.options, self.device, should_stop=lambda: self.stop_signal
+            self.model, self.val_loader, self.options, self.device, should_stop=lambda: self.stop
         )
         if result is None:
-            self._stop()
+            self._save_and_stop()
         row = {
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "step": self.step,
@@ -330,9 +263,7 @@ class Trainer:
             "source_fraction": train["source_fraction"],
         }
         self.history.append(row)
-        self.running = _Running(self.device)
-        if self._best() is row:
-            self._save_weights(self.output / files.BEST)
+        self.running = RunningMeans(self.device)
         self._save()
         log(row)
         tqdm.write(
@@ -340,10 +271,11 @@ class Trainer:
             f"val loss {row['val_loss']:.4f}, top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, "
             f"{row['images_per_second']:.1f} images/s, {row['source_fraction']:.0%} of source blocks run"
         )
-        skipped = int(self.train_images.unreadable.sum() + self.val_images.unreadable.sum())
-        if skipped:
-            names = self.train_images.unreadable_names() + self.val_images.unreadable_names()
-            tqdm.write(f"{skipped} unreadable images were left out so far: {', '.join(names)}")
+        if names := self._skipped():
+            tqdm.write(f"{len(names)} unreadable images were left out so far: {', '.join(names)}")
+
+    def _skipped(self) -> list[str]:
+        return self.train_images.unreadable_names() + self.val_images.unreadable_names()
 
     def _best(self) -> dict[str, Any]:
         """The evaluation that selects the best checkpoint, the first of equals."""
@@ -355,9 +287,9 @@ class Trainer:
         """The learning rate of the parameters that have the largest."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
-    def _stop(self) -> NoReturn:
+    def _save_and_stop(self) -> NoReturn:
         self._save()
-        raise Interrupted(self.stop_signal, self.step, self.output)
+        raise Interrupted(self.stop.signum, self.step, self.output)
 
     def _save(self) -> None:
         """Write the state of the run, and then what is derived from it."""
@@ -382,9 +314,12 @@ class Trainer:
     def _save_derived(self) -> None:
         self._save_weights(self.output / files.LAST)
         if self.history:
+            if self._best()["step"] == self.step:
+                self._save_weights(self.output / files.BEST)
             files.save_metrics(self.output / files.METRICS, self.history)
 
     def _save_weights(self, path: Path) -> None:
+        row = self.history[-1] if self.history else None
         metadata = {
             "stochca": stochca.__version__,
             "model": self.options.model,
@@ -393,10 +328,7 @@ class Trainer:
             "classes": self.train_images.classes,
             "data_config": self.data_config,
             "step": self.step,
-            "metric": {
-                "name": self.options.eval_metric,
-                "evaluation": self.history[-1] if self.history else None,
-            },
+            "metrics": {name: row[name] for name in ("step", "val_loss", "top1", "top5")} if row else None,
         }
         files.save_weights(path, self.model.target.state_dict(), metadata)
 
@@ -425,83 +357,9 @@ class Trainer:
         files.set_rng_state(state["rng"])
         self._save_derived()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM instead of dying of them; a second one acts at once."""
-        previous: dict[int, Any] = {
-            number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-        def note(number: int, _frame: object) -> None:
-            self.stop_signal = number
-            signal.signal(number, previous[number])
-            tqdm.write(f"{signal.Signals(number).name}: saving after the step at work")
-
-        for number in previous:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
     def _bar(self) -> tqdm:
         # disable=None: no bar where nobody looks, as in a log file.
         return tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True, disable=None)
-
-    @contextlib.contextmanager
-    def _tensorboard(self) -> Iterator[Callable[[dict[str, Any]], None]]:
-        if not self.options.log_tensorboard:
-            yield lambda row: None
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                f"--log-tensorboard needs TensorBoard: pip install stochca[tensorboard] ({error})"
-            ) from error
-
-        def log(row: dict[str, Any]) -> None:
-            for name, value in row.items():
-                writer.add_scalar(name, value, row["step"])
-            writer.flush()
-
-        with SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1) as writer:
-            yield log
-
-
-class _Running:
-    """Sums since the last evaluation; the loss is added up on the device, which nobody waits for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), device=device)
-        self.images = 0
-        self.batches = 0
-        self.source = 0.0
-        self.seconds = 0.0
-
-    def add(self, loss: Tensor, images: int, source_fraction: float) -> None:
-        self.loss += loss * images
-        self.images += images
-        self.batches += 1
-        self.source += source_fraction
-
-    def means(self) -> dict[str, float]:
-        start = time.perf_counter()
-        loss = self.loss.item()  # waits for the device
-        self.seconds += time.perf_counter() - start
-        return {
-            "loss": loss / max(self.images, 1),
-            "source_fraction": self.source / max(self.batches, 1),
-            "images_per_second": self.images / max(self.seconds, 1e-9),
-            "seconds": self.seconds,
-        }
-
-    def state(self) -> dict[str, Any]:
-        return {**vars(self), "loss": self.loss.item()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        vars(self).update({**state, "loss": torch.full_like(self.loss, state["loss"])})
 
 
 def finetune(options: FinetuneOptions) -> dict[str, Any]:

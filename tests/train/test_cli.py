@@ -1,0 +1,223 @@
+"""What the command takes, prints and returns."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from stochca.cli import main
+from stochca.config import EvaluateOptions, FinetuneOptions, InfoOptions, flag
+from stochca.train import finetune
+
+
+def arguments_of(options: FinetuneOptions) -> list[str]:
+    """The flags that differ from the defaults."""
+    arguments = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        if value == default:
+            continue
+        if value is False:
+            arguments.append(flag(field.name).replace("--", "--no-"))
+        else:
+            arguments += [flag(field.name), value if isinstance(value, str) else json.dumps(value)]
+    return arguments
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"]])
+def test_help_comes_within_a_second_and_without_torch(arguments):
+    code = f"""
+import sys
+from stochca.cli import main
+try:
+    main({arguments})
+finally:
+    assert "torch" not in sys.modules
+"""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize("options_class", [FinetuneOptions, EvaluateOptions, InfoOptions])
+def test_every_option_has_a_flag_and_a_line_of_help(options_class, capsys):
+    with pytest.raises(SystemExit):
+        main([options_class.__name__.removesuffix("Options").lower(), "--help"])
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(options_class):
+        assert (field.name if field.name == "checkpoint" else flag(field.name)) in shown
+        assert field.metadata["help"].split()[0] in shown
+
+
+def test_the_printed_config_holds_the_defaults_under_names_with_underscores(capsys):
+    with pytest.raises(SystemExit):
+        main(["finetune", "--print_config"])
+    assert FinetuneOptions(**yaml.safe_load(capsys.readouterr().out)) == FinetuneOptions()
+
+
+def test_the_flags_are_those_of_timm():
+    ours = {flag(field.name) for field in dataclasses.fields(FinetuneOptions)}
+    timms = """--data-dir --dataset --train-split --val-split --dataset-download --model --pretrained
+        --pretrained-path --num-classes --img-size --mean --std --crop-pct --interpolation --batch-size
+        --validation-batch-size --workers --opt --lr --weight-decay --momentum --layer-decay --sched --epochs
+        --warmup-epochs --warmup-lr --min-lr --drop-path --smoothing --aa --no-aug --scale --ratio --hflip
+        --color-jitter --reprob --amp --amp-dtype --seed --output --resume --device --grad-accum-steps
+        --clip-grad --grad-checkpointing --torchcompile --log-interval --val-interval --recovery-interval
+        --eval-metric --model-kwargs"""
+    own = """--p --per --mode --impl --head-lr-mult --steps --warmup-steps --skip-corrupt --log-tensorboard"""
+    assert ours == {*timms.split(), *own.split()}
+
+
+def test_a_config_file_is_read_and_flags_go_on_top(make_options, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("stochca.train.Trainer", lambda options: seen.append(options) or _Done())
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "lr: 0.5\nmodel_kwargs: {depth: 3}\nmean: [0.1, 0.2, 0.3]\np: [0.1, 0.2]\npretrained: false\n"
+    )
+    main(
+        [
+            "finetune",
+            "--config",
+            str(path),
+            "--lr",
+            "0.25",
+            "--std",
+            "0.5",
+            "0.6",
+            "0.7",
+            "-b",
+            "7",
+            "--no-aug",
+        ]
+    )
+    assert seen == [
+        FinetuneOptions(
+            lr=0.25,
+            model_kwargs={"depth": 3},
+            mean=[0.1, 0.2, 0.3],
+            std=[0.5, 0.6, 0.7],
+            p=[0.1, 0.2],
+            pretrained=False,
+            batch_size=7,
+            no_aug=True,
+        )
+    ]
+
+
+class _Done:
+    def run(self):
+        names = ("steps", "best_step", "best_top1", "last_top1", "images_per_second", "source_fraction")
+        return {**dict.fromkeys(names, 0), "skipped": [], "output": ""}
+
+
+def test_an_unknown_key_in_a_config_file_is_named(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text("leraning_rate: 0.5\n")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["finetune", "--config", str(path)])
+    assert exit_info.value.code == 2
+    assert "leraning_rate" in capsys.readouterr().err
+
+
+def test_abbreviated_flags_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["finetune", "--batch", "3"])
+    assert "--batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_dir": "/nowhere"}, "--data-dir /nowhere does not exist"),
+        ({"num_classes": 7}, "--num-classes is 7, but the dataset has 3 classes"),
+        ({"batch_size": 100}, "--batch-size is 100, but there are only 18 training images"),
+        ({"p": 1.5}, "p must be between 0 and 1, got 1.5"),
+        ({"p": [0.1, 0.2, 0.3]}, "one per block (2)"),
+        ({"device": "cuda:7"}, "--device cuda:7 is not there"),
+        ({"device": "abacus"}, "--device abacus is not a device"),
+        ({"model": "vit_of_nobody"}, "cannot create vit_of_nobody: Unknown model"),
+        ({"model": "resnet18", "img_size": None, "model_kwargs": {}}, "got ResNet"),
+        ({"opt": "magic"}, "magic"),
+        ({"resume": "/nowhere"}, "nothing to resume: there is no /nowhere/trainer_state.pt"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_the_user_can_mend_is_one_line_and_code_2(make_options, capsys, changes, message):
+    options = make_options(**{k: v for k, v in changes.items() if k not in ("p", "resume")})
+    arguments = arguments_of(options)
+    for name in ("p", "resume"):
+        if name in changes:
+            arguments += [flag(name), str(changes[name])]
+    assert main(["finetune", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith("stochca finetune: ")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", -1.0),
+        ("batch_size", 0),
+        ("drop_path", 1.5),
+        ("steps", 0),
+        ("clip_grad", 0.0),
+        ("smoothing", -0.1),
+    ],
+)
+def test_a_value_out_of_range_is_named_by_its_flag(name, value):
+    with pytest.raises(ValueError, match=f"{flag(name)} must be .*, got {value}"):
+        FinetuneOptions(**{name: value})
+
+
+def test_a_run_writes_the_options_that_repeat_it_and_resumes_by_its_folder_alone(make_options, capsys):
+    options = make_options(epochs=1)
+    assert main(["finetune", *arguments_of(options)]) == 0
+    assert "4 steps done: best top-1" in capsys.readouterr().out
+    with open(f"{options.output}/config.yaml") as file:
+        assert FinetuneOptions(**yaml.safe_load(file)) == options
+    assert main(["finetune", "--resume", options.output]) == 0
+    assert "4 steps done: best top-1" in capsys.readouterr().out
+    assert main(["finetune", "--resume", options.output, "--lr", "0.5"]) == 2
+    assert "--lr was 0.001, is 0.5" in capsys.readouterr().err
+
+
+def test_evaluate_prints_json_and_words(make_options, folder, capsys):
+    options = make_options(epochs=1)
+    summary = finetune(options)
+    arguments = [
+        "evaluate",
+        f"{options.output}/best.safetensors",
+        "--data-dir",
+        str(folder),
+        "--workers",
+        "0",
+    ]
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["top1"], result["images"]) == (pytest.approx(summary["best_top1"]), 9)
+    assert main(arguments) == 0
+    assert f"on 9 images: top-1 {result['top1']:.2f} %" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_a_checkpoint_that_is_not_ours(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path / "none.safetensors"), "--data-dir", "x"]) == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_info_names_the_implementation_and_the_reason(capsys):
+    assert main(["info", "--device", "cpu"]) == 0
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["implementation"].strip().startswith("sdpa: ")
+    assert {"stochca", "torch", "timm", "triton", "CUDA", "device"} <= lines.keys()

@@ -1,0 +1,299 @@
+"""A run that is stopped, anywhere and in any way, ends as if it had not been."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from image_folder import TINY, write_images
+from safetensors.torch import load_file
+
+import stochca.checkpoint
+from stochca.checkpoint import load_state, write_atomically
+from stochca.config import FinetuneOptions
+from stochca.progress import Interrupted
+from stochca.train import Trainer, finetune
+
+# Everything that has a state: dropout, stochastic depth, augmentation, coins, moments, accumulation.
+STATEFUL = {
+    "model_kwargs": {**TINY, "proj_drop_rate": 0.1},
+    "drop_path": 0.2,
+    "per": "sample",
+    "reprob": 0.3,
+    "aa": "rand-m5",
+    "grad_accum_steps": 2,
+    "batch_size": 3,
+}
+# 18 images in batches of 3, two to a step, 3 epochs.
+STEPS = 9
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(folder, tmp_path_factory):
+    """The folder of a run that was left alone, for some options."""
+    done: dict[str, str] = {}
+
+    def run(options: FinetuneOptions) -> str:
+        key = repr({**vars(options), "output": ""})
+        if key not in done:
+            done[key] = str(tmp_path_factory.mktemp("uninterrupted") / "run")
+            finetune(FinetuneOptions(**{**vars(options), "output": done[key]}))
+        return done[key]
+
+    return run
+
+
+def assert_same_run(output, expected):
+    for name in ("last.safetensors", "best.safetensors"):
+        ours, theirs = load_file(f"{output}/{name}"), load_file(f"{expected}/{name}")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    rows = []
+    for folder in (output, expected):
+        with open(f"{folder}/metrics.csv") as file:
+            rows.append(list(csv.DictReader(file)))
+    for ours, theirs in zip(*rows, strict=True):
+        for name in ours.keys() - {"seconds", "images_per_second"}:
+            assert ours[name] == theirs[name], name
+
+
+def resumed(options: FinetuneOptions, **changes) -> FinetuneOptions:
+    return FinetuneOptions(**{**vars(options), "resume": options.output, **changes})
+
+
+def stop_after(monkeypatch, step: int, signum=signal.SIGTERM):
+    """Send this process a signal within a step."""
+    train_step = Trainer._train_step
+
+    def step_and_signal(self, *args):
+        if self.step + 1 == step:
+            os.kill(os.getpid(), signum)
+        return train_step(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train_step", step_and_signal)
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_run_stopped_after_any_step_ends_bitwise_equal(make_options, uninterrupted, monkeypatch, step):
+    options = make_options(**STATEFUL)
+    expected = uninterrupted(options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step}; continue with"):
+            finetune(options)
+    assert load_state(Path(options.output) / "trainer_state.pt")["step"] == step
+    torch.manual_seed(99)
+    finetune(resumed(options))
+    assert_same_run(options.output, expected)
+
+
+def test_a_run_stopped_twice_ends_bitwise_equal_with_another_number_of_workers(
+    make_options, uninterrupted, monkeypatch
+):
+    options = make_options(**STATEFUL)
+    for step in (2, 5):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step, signal.SIGINT)
+            with pytest.raises(Interrupted, match="SIGINT"):
+                finetune(options)
+        options = resumed(options, workers=1)
+    finetune(options)
+    assert_same_run(options.output, uninterrupted(make_options(**STATEFUL)))
+
+
+def test_a_run_stopped_in_an_evaluation_evaluates_first_when_resumed(
+    make_options, uninterrupted, monkeypatch
+):
+    options = make_options(**STATEFUL)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "stochca.train.evaluate",
+            lambda *args, should_stop, **kwargs: os.kill(os.getpid(), signal.SIGTERM) or None,
+        )
+        with pytest.raises(Interrupted, match="after step 3"):
+            finetune(options)
+    finetune(resumed(options))
+    assert_same_run(options.output, uninterrupted(make_options(**STATEFUL)))
+
+
+def test_fp16_resumes_with_its_loss_scale(make_options, uninterrupted, monkeypatch):
+    options = make_options(amp=True, amp_dtype="float16", epochs=2)
+    expected = uninterrupted(options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            finetune(options)
+    assert load_state(Path(options.output) / "trainer_state.pt")["scaler"]["_growth_tracker"] > 0
+    finetune(resumed(options))
+    assert_same_run(options.output, expected)
+
+
+class Crash(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_crash_at_any_write_leaves_a_run_that_resumes_bitwise_equal(
+    make_options, uninterrupted, monkeypatch, tmp_path
+):
+    replace = os.replace
+    expected = uninterrupted(make_options(epochs=2))
+    for crash_at in range(1, 100):
+        options = make_options(epochs=2, recovery_interval=3, output=str(tmp_path / f"run{crash_at}"))
+        writes = 0
+
+        def crashing(source, target, crash_at=crash_at):
+            nonlocal writes
+            writes += 1
+            if writes == crash_at:
+                raise Crash
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stochca.checkpoint.os, "replace", crashing)
+            try:
+                finetune(options)
+            except Crash:
+                pass
+            else:
+                break
+        has_state = (Path(options.output) / "trainer_state.pt").exists()
+        finetune(resumed(options) if has_state else options)
+        assert_same_run(options.output, expected)
+    # The options; the state and what follows from it at steps 3, 4, 6 and 8.
+    assert crash_at > 12
+
+
+def command(options: FinetuneOptions, *more: str) -> subprocess.Popen:
+    Path(f"{options.output}.yaml").write_text(yaml.safe_dump(vars(options)))
+    arguments = [sys.executable, "-m", "stochca.cli", "finetune", "--config", f"{options.output}.yaml", *more]
+    # Sums depend on the number of threads; the runs in this process have one.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for_state(process: subprocess.Popen, output: str) -> None:
+    deadline = time.monotonic() + 60
+    while not os.path.exists(f"{output}/trainer_state.pt"):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_killed_run_resumes_bitwise_equal(make_options, uninterrupted):
+    options = make_options(**STATEFUL)
+    options.epochs = 20
+    expected = uninterrupted(options)
+    options.recovery_interval = 1
+    process = command(options)
+    wait_for_state(process, options.output)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < load_state(Path(options.output) / "trainer_state.pt")["step"] < 60
+    options.recovery_interval = 0
+    finetune(resumed(options))
+    assert_same_run(options.output, expected)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_its_code_and_says_how_to_go_on(make_options, signum, code):
+    options = make_options(**STATEFUL, recovery_interval=1, workers=1)
+    options.epochs = 1000
+    process = command(options)
+    wait_for_state(process, options.output)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"continue with: stochca finetune --resume {options.output}" in errors
+    assert "Traceback" not in errors
+    assert load_file(f"{options.output}/last.safetensors")
+
+
+def test_a_finished_run_resumes_to_its_summary(make_options):
+    options = make_options(epochs=1)
+    summary = finetune(options)
+    assert finetune(resumed(options)) == summary
+
+
+def test_the_folder_of_a_run_is_refused_unless_resumed(make_options):
+    options = make_options(epochs=1)
+    finetune(options)
+    with pytest.raises(FileExistsError, match=f"already holds a run .* --resume {options.output}"):
+        finetune(options)
+
+
+def test_resuming_nothing_is_refused(make_options, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: there is no .*trainer_state.pt"):
+        finetune(make_options(resume=str(tmp_path)))
+
+
+def test_a_resumed_run_keeps_the_options_that_decide_its_result(make_options):
+    options = make_options(epochs=1)
+    finetune(options)
+    with pytest.raises(ValueError, match=r"--p was 0.5, is 0.2; --lr was 0.001, is 0.1"):
+        finetune(resumed(options, lr=0.1, p=0.2))
+
+
+def test_a_resumed_run_may_move_with_its_folder(make_options, tmp_path, uninterrupted, monkeypatch):
+    options = make_options(**STATEFUL)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            finetune(options)
+    moved = str(tmp_path / "moved")
+    shutil.move(options.output, moved)
+    finetune(resumed(options, resume=moved))
+    assert_same_run(moved, uninterrupted(make_options(**STATEFUL)))
+
+
+def test_another_dataset_is_refused(make_options, tmp_path):
+    options = make_options(epochs=1)
+    finetune(options)
+    smaller = write_images(tmp_path / "smaller", {"train": 5, "val": 2})
+    with pytest.raises(ValueError, match="has 18 training images, the dataset now has 15"):
+        finetune(resumed(options, data_dir=str(smaller)))
+    other = write_images(tmp_path / "other", {"train": 6, "val": 2}, classes=("a", "b", "c"))
+    with pytest.raises(ValueError, match="other classes than the run to resume"):
+        finetune(resumed(options, data_dir=str(other)))
+
+
+def test_another_source_is_refused(make_options, monkeypatch):
+    options = make_options(epochs=1)
+    finetune(options)
+    monkeypatch.setattr("stochca.train.random_seed", lambda seed: torch.manual_seed(seed + 1))
+    with pytest.raises(ValueError, match=r"weights .* starts from are not those of the run to resume"):
+        finetune(resumed(options))
+
+
+def test_a_truncated_state_is_refused(make_options):
+    options = make_options(epochs=1)
+    finetune(options)
+    path = Path(options.output) / "trainer_state.pt"
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="not a complete trainer state"):
+            finetune(resumed(options))
+
+
+def test_a_full_disk_leaves_the_last_good_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("good")
+
+    def write(file):
+        file.write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, write)
+    assert path.read_text() == "good"
+    assert list(tmp_path.iterdir()) == [path]
