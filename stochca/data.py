@@ -245,6 +245,7 @@ def make_loader(
         batch_size=batch_size,
         is_training=images.is_training,
         num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         device=device,
         # timm's prefetcher erases on the device, ahead of the step, with the global generator.
@@ -256,12 +257,13 @@ def make_loader(
         },
         **{"re_prob" if key == "reprob" else key: value for key, value in augmentation.items()},
     )
+    data_loader = getattr(loader, "loader", loader)  # within the prefetcher
     # A private generator: iterating must not advance the global one, from which dropout draws.
-    getattr(loader, "loader", loader).generator = torch.Generator().manual_seed(images.seed)
+    data_loader.generator = torch.Generator().manual_seed(images.seed)
     if not images.is_training:
         return loader, None
     sampler = EpochSampler(len(images), images.seed)
-    loader.batch_sampler.sampler = sampler
+    data_loader.batch_sampler.sampler = sampler
     return loader, sampler
 
 

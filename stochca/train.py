@@ -26,8 +26,11 @@ from stochca.progress import Interrupted, Log, RunningMeans, StopRequest, tensor
 def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
     """The model that the options describe."""
     overlay: dict[str, Any] = {}
-    if options.pretrained_path is not None:
-        overlay = {"pretrained_cfg_overlay": {"file": options.pretrained_path}}
+    if (path := options.pretrained_path) is not None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"--pretrained-path {path} is not a file")
+        # timm's own loader of JAX weights is for those alone.
+        overlay = {"pretrained_cfg_overlay": {"file": path, "custom_load": path.endswith(".npz")}}
     try:
         model = StochCA.from_timm(
             options.model,
@@ -67,7 +70,7 @@ def open_splits(options: FinetuneOptions) -> tuple[Images, Images]:
 
 
 def resolve_preparation(options: FinetuneOptions, target: nn.Module) -> dict[str, Any]:
-    """Size, normalisation, crop and interpolation of the images: as the options say, else as the model does."""
+    """Size, normalisation, crop and interpolation of the images: the options', else the model's."""
     given = {name: getattr(options, name) for name in ("mean", "std", "crop_pct", "interpolation")}
     given["img_size"] = options.img_size or options.model_kwargs.get("img_size")
     for name in ("mean", "std"):

@@ -24,6 +24,8 @@ def arguments_of(options: FinetuneOptions) -> list[str]:
             continue
         if value is False:
             arguments.append(flag(field.name).replace("--", "--no-"))
+        elif isinstance(value, list):
+            arguments += [flag(field.name), *map(str, value)]
         else:
             arguments += [flag(field.name), value if isinstance(value, str) else json.dumps(value)]
     return arguments
@@ -147,6 +149,9 @@ def test_abbreviated_flags_are_refused(capsys):
         ({"model": "vit_of_nobody"}, "cannot create vit_of_nobody: Unknown model"),
         ({"model": "resnet18", "img_size": None, "model_kwargs": {}}, "got ResNet"),
         ({"opt": "magic"}, "magic"),
+        ({"mean": [0.1, 0.2]}, "--mean must be one number or one per channel (3), got [0.1, 0.2]"),
+        ({"pretrained": True, "pretrained_path": "/nowhere"}, "--pretrained-path /nowhere is not a file"),
+        ({"pretrained": True, "model": "vit_small_patch16_36x1_224"}, "No pretrained weights exist"),
         ({"resume": "/nowhere"}, "nothing to resume: there is no /nowhere/trainer_state.pt"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
