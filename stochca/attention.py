@@ -82,7 +82,11 @@ class StochCAAttention(Attention):
             A constant: a `Projection`, or a pair of `[B, H, N, D]` where keys are normalised.
         """
         with torch.no_grad():
-            return key_value(self, x.detach())
+            kv = key_value(self, x.detach())
+        if isinstance(kv, Projection):
+            x, weight, bias = kv
+            return Projection(x, weight.detach(), None if bias is None else bias.detach())
+        return kv
 
 
 def cross_attention(

@@ -1,28 +1,61 @@
 """One lockstep step: the source's block, which hands over its keys and values, then the target's."""
 
+from collections.abc import Iterable
+from typing import TypeAlias
+
 import torch
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 
 from stochca.attention import Coin, cross_attention, key_value, merge_heads, query
 from stochca_kernels import Projection, stochca_attention
 from stochca_kernels.attention import Impl
 from stochca_kernels.projection import KV, project
 
+Masks: TypeAlias = tuple[Tensor, Tensor] | None
+
+
+def drop_path_masks(blocks: Iterable[Block], x: Tensor) -> list[Masks]:
+    """Draw the stochastic depth of a step before any block runs, as the coins are.
+
+    Args:
+        blocks: The target's blocks.
+        x: Tokens `[B, N, C]`, for B, dtype and device.
+
+    Returns:
+        For each block, the factors `[B, 1, 1]` of its two branches; None for all blocks if none drops paths.
+    """
+    blocks = list(blocks)
+    drops = [(block.drop_path1, block.drop_path2) for block in blocks]
+    if all(isinstance(drop, nn.Identity) or not drop.training for pair in drops for drop in pair):
+        return [None] * len(blocks)
+
+    def mask(drop: nn.Module) -> Tensor:
+        return drop(x.new_ones(x.shape[0], 1, 1))
+
+    return [(mask(first), mask(second)) for first, second in drops]
+
 
 def target_step(
-    block: Block, x: Tensor, source_kv: KV, coin: Coin, num_rows: int | None = None, impl: Impl = "auto"
+    block: Block,
+    x: Tensor,
+    source_kv: KV,
+    coin: Coin,
+    masks: Masks = None,
+    num_rows: int | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Run a block of the target.
 
-    Keys, values and the coin are arguments, never state of a module: activation checkpointing runs this
-    function a second time and must meet the same ones.
+    Keys, values, the coin and the masks are arguments, never state of a module: activation checkpointing
+    runs this function a second time and must meet the same ones.
 
     Args:
         block: timm's block, unchanged.
         x: Tokens `[B, N, C]`.
         source_kv: The source's keys and values of the same block, or None where `coin` is False.
         coin: What the block reads.
+        masks: Factors `[B, 1, 1]` of the two residual branches, or None.
         num_rows: Only the first so many tokens are read by anything that follows; all of them where None.
         impl: Implementation of the operator.
 
@@ -33,7 +66,7 @@ def target_step(
         x = x[:, :num_rows]  # the other tokens are neither queries nor keys
     out = cross_attention(block.attn, block.norm1(x), source_kv, coin, num_queries=num_rows, impl=impl)
     x = x if num_rows is None else x[:, :num_rows]
-    return _residual_mlp(block, x, out)
+    return _residuals(block, x, out, masks)
 
 
 @torch.no_grad()
@@ -63,10 +96,12 @@ def source_step(
         pair = project(pair, block.attn.num_heads)
     if advance:
         out = stochca_attention(query(block.attn, y), pair, None, False, scale=block.attn.scale, impl=impl)
-        x = _residual_mlp(block, x, merge_heads(block.attn, out, y))
+        x = _residuals(block, x, merge_heads(block.attn, out, y))
     return source_kv if few_queries else pair, x
 
 
-def _residual_mlp(block: Block, x: Tensor, attention: Tensor) -> Tensor:
-    x = x + block.drop_path1(block.ls1(attention))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+def _residuals(block: Block, x: Tensor, attention: Tensor, masks: Masks = None) -> Tensor:
+    branch = block.ls1(attention)
+    x = x + (branch if masks is None else branch * masks[0])
+    branch = block.ls2(block.mlp(block.norm2(x)))
+    return x + (branch if masks is None else branch * masks[1])

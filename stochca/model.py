@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stochca.attention import Coin
-from stochca.block import source_step, target_step
+from stochca.block import drop_path_masks, source_step, target_step
 from stochca.plan import CoinSampler, Mode, Per, Rng, Schedule, StepPlan, replay
 from stochca.vit import TimmViT, check_drivable, check_pair, num_class_rows, renormalization, stem
 from stochca_kernels.attention import Impl
+from stochca_kernels.projection import KV
 
 
 class StochCA(nn.Module):
@@ -214,25 +215,27 @@ class StochCA(nn.Module):
 
         x = stem(self.target, images)
         x0 = self._source_stem(images) if plan.source_blocks else x
+        masks = drop_path_masks(self.target.blocks, x)
+        recompute = self.target.grad_checkpointing and torch.is_grad_enabled()
         tapped = []
-        for i, (block, block0, coin) in enumerate(
-            zip(self.target.blocks, self.source.blocks, plan.coins, strict=False)
-        ):
+        for i, coin in enumerate(plan.coins):
             rows = num_rows if i >= plan.first_class_row_block else None
-            source_kv, x0 = self._source_step(
-                block0,
-                x0,
-                need_kv=coin is not False,
-                advance=i + 1 < plan.source_blocks,
-                few_queries=rows is not None,
-                impl=self.impl,
-            )
-            if self.target.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(
-                    self._target_step, block, x, source_kv, coin, rows, self.impl, use_reentrant=False
+            source_kv: KV = None
+            if i < plan.source_blocks:
+                source_kv, x0 = self._source_step(
+                    self.source.blocks[i],
+                    x0,
+                    need_kv=coin is not False,
+                    advance=i + 1 < plan.source_blocks,
+                    few_queries=rows is not None,
+                    impl=self.impl,
                 )
-            else:
-                x = self._target_step(block, x, source_kv, coin, rows, self.impl)
+            step = (self.target.blocks[i], x, source_kv, coin, masks[i], rows, self.impl)
+            x = (
+                checkpoint(self._target_step, *step, use_reentrant=False)
+                if recompute
+                else self._target_step(*step)
+            )
             if i in taps:
                 tapped.append(x)
         return x, tapped

@@ -15,6 +15,7 @@ from stochca_kernels.sdpa import attention_sdpa
 Impl = Literal["auto", "triton", "sdpa", "reference"]
 
 HEAD_DIMS = range(16, 129, 8)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -91,7 +92,7 @@ def stochca_attention(
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
     _check_coin(q, use_source)
-    can_autocast = torch.amp.is_autocast_available(q.device.type)
+    can_autocast = q.device.type != "meta"
     if can_autocast and torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, source_q = _cast(q, dtype), None if source_q is None else _cast(source_q, dtype)
@@ -130,14 +131,18 @@ def select_impl(device: torch.device, dtype: torch.dtype, head_dim: int) -> tupl
     """
     if device.type != "cuda" or torch.version.hip:
         return "sdpa", f"the Triton kernels are selected on NVIDIA GPUs alone, the device is {device}"
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "sdpa", "triton is not installed"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        name = torch.cuda.get_device_name(device)
-        return "sdpa", f"the Triton kernels need compute capability 8.0, {name} has less"
+    if (capability := _compute_capability(device)) < (8, 0):
+        return "sdpa", f"the Triton kernels need compute capability 8.0, {device} has {capability}"
     if dtype not in _TRITON_DTYPES:
         return "sdpa", f"the Triton kernels take float16, bfloat16 and float32, the dtype is {dtype}"
     return "triton", f"NVIDIA GPU, {dtype}, head size {head_dim}"
+
+
+@torch.compiler.assume_constant_result
+def _compute_capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _select_for(q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor) -> Impl:
@@ -151,7 +156,7 @@ def _select_for(q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor) -> 
 def _attention_triton(
     q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, source_q: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         raise ValueError('impl="triton" needs the package triton, which is not installed: pip install triton')
     if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f'impl="triton" needs tensors on a GPU, or TRITON_INTERPRET=1; q is on {q.device}')

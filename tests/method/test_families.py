@@ -1,0 +1,154 @@
+"""Every timm model built of timm's Block and Attention is driven; everything else is refused by name."""
+
+import pytest
+import timm
+import torch
+from timm.models import model_entrypoint
+
+from stochca import StochCA
+from stochca.vit import num_class_rows
+from tests.models import make_images, make_model, make_target
+
+MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "naflexvit", "vitamin")
+CANDIDATES = [
+    name for name in timm.list_models() if model_entrypoint(name).__module__.rpartition(".")[2] in MODULES
+]
+
+
+def expected_refusal(model):
+    block = type(model.blocks[0]).__name__
+    attention = type(getattr(model.blocks[0], "attn", None)).__name__
+    if (block, attention) == ("Block", "Attention"):
+        return None
+    return block if block != "Block" else attention
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_each_architecture_is_driven_or_refused_by_name(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+        refusal = expected_refusal(model)
+        if refusal is not None:
+            with pytest.raises(TypeError, match=f"{type(model).__name__}.*{refusal}"):
+                StochCA(model)
+            return
+        stochca = StochCA(model).train()
+    assert len(stochca.source.blocks) == len(model.blocks) == stochca.coins.depth
+    assert num_class_rows(model) == (
+        None if model.global_pool != "token" else 2 if "distilled" in name else 1
+    )
+
+
+def test_support_is_counted():
+    with torch.device("meta"):
+        refusals = [
+            expected_refusal(timm.create_model(name)) for name in CANDIDATES[:: len(CANDIDATES) // 20]
+        ]
+    assert len(CANDIDATES) >= 220
+    assert refusals.count(None) > 0.9 * len(refusals)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("resnet18", "got ResNet"),
+        ("swin_tiny_patch4_window7_224", "got SwinTransformer"),
+        ("beit_base_patch16_224", "got Beit"),
+        ("eva02_tiny_patch14_224", "got Eva"),
+        ("vit_small_patch16_dinov3", "got Eva"),
+        ("xcit_nano_12_p16_224", "got Xcit"),
+        ("vit_relpos_small_patch16_224", "got VisionTransformerRelPos"),
+        ("samvit_base_patch16", "got VisionTransformerSAM"),
+    ],
+)
+def test_other_families_are_refused_by_name(name, reason):
+    with torch.device("meta"), pytest.raises(TypeError, match=reason):
+        StochCA(timm.create_model(name))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"patch_drop_rate": 0.1}, ValueError, "patch dropout.*Use patch_drop_rate=0"),
+        ({"embed_dim": 24, "num_heads": 3}, ValueError, "head size must be 16 to 128.*got 8"),
+        ({"embed_dim": 60, "num_heads": 3}, ValueError, "head size must be 16 to 128 in steps of 8, got 20"),
+    ],
+)
+def test_parts_that_cannot_be_driven_are_refused(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        StochCA(make_target(**kwargs))
+
+
+def test_a_replaced_projection_is_refused():
+    target = make_target()
+    target.blocks[2].attn.qkv = torch.nn.Sequential(target.blocks[2].attn.qkv)
+    with pytest.raises(TypeError, match="qkv of block 2 is a Sequential"):
+        StochCA(target)
+
+
+def test_a_forward_of_its_own_is_refused():
+    target = make_target()
+    target.__class__ = type("MyViT", (type(target),), {"forward_features": lambda self, x: x})
+    with pytest.raises(TypeError, match="MyViT has a forward_features of its own"):
+        StochCA(target)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "difference"),
+    [
+        ({"depth": 3}, "depth: target 4, source 3"),
+        ({"embed_dim": 96}, "width: target 48, source 96"),
+        ({"num_heads": 1}, "heads: target 3, source 1"),
+        ({"qk_norm": True}, "norm of keys: target Identity, source LayerNorm"),
+        ({"norm_layer": "rmsnorm"}, "norm: target LayerNorm, source RmsNorm"),
+        ({"reg_tokens": 2}, "prefix tokens: target 1, source 3"),
+        ({"img_size": 32}, r"image size: target \(24, 24\), source \(32, 32\)"),
+        ({"patch_size": 4}, r"patch size: target \(8, 8\), source \(4, 4\)"),
+        ({"pre_norm": True}, "norm before the blocks: target Identity, source LayerNorm"),
+    ],
+)
+def test_a_source_of_another_architecture_is_refused(kwargs, difference):
+    with pytest.raises(ValueError, match=difference):
+        StochCA(make_target(), make_target(**kwargs))
+
+
+def test_a_source_that_is_the_target_is_refused():
+    target = make_target()
+    with pytest.raises(ValueError, match="source is the target itself"):
+        StochCA(target, target)
+
+
+def test_the_source_is_a_frozen_copy_of_the_target_as_it_was():
+    target = make_target()
+    before = {name: p.detach().clone() for name, p in target.named_parameters()}
+    model = StochCA(target)
+    with torch.no_grad():
+        for p in target.parameters():
+            p.zero_()
+    for name, p in model.source.named_parameters():
+        assert torch.equal(p, before[name])
+
+
+def test_from_timm_passes_options_on():
+    model = StochCA.from_timm(
+        "vit_tiny_patch16_224", pretrained=False, p=0.3, seed=7, per="sample", num_classes=4, img_size=32,
+        patch_size=8, depth=2, drop_path_rate=0.2,
+    )  # fmt: skip
+    assert model.target.num_classes == 4
+    assert (model.coins.p, model.coins.seed, model.coins.per) == (0.3, 7, "sample")
+    assert model.target.blocks[1].drop_path1.drop_prob == pytest.approx(0.2)
+    assert model.eval()(make_images(dtype=torch.float32, size=32)).shape == (2, 4)
+    with pytest.raises(RuntimeError, match="Unknown model"):
+        StochCA.from_timm("no_such_model", pretrained=False)
+
+
+def test_images_of_another_rank_are_refused():
+    with pytest.raises(ValueError, match=r"images must have shape \(B, C, H, W\), got \(3, 24, 24\)"):
+        make_model()(make_images()[0])
+
+
+def test_classifier_methods_are_timms():
+    model = make_model()
+    assert model.get_classifier() is model.target.head
+    model.reset_classifier(9)
+    assert model.double()(make_images()).shape == (2, 9)

@@ -1,0 +1,278 @@
+"""Traps of training: checkpointing, compilation, autocast, optimizers, distributed data parallel."""
+
+import copy
+import io
+import itertools
+import os
+import pickle
+import socket
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from timm.models import save_for_hf
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from stochca import StochCA
+from stochca.block import target_step
+from tests import plain
+from tests.models import make_images, make_model, make_target
+
+COINS = (False, True, False, True)
+
+
+def compiles(test):
+    """Tracing looks at the .grad of tensors that have none, and makes an instance of autograd functions."""
+    ignored = (
+        "ignore:The .grad attribute of a Tensor",
+        "ignore:.*autograd.function.Function.* should not be",
+    )
+    return pytest.mark.filterwarnings(*ignored)(test)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"qk_norm": True}, {"drop_path_rate": 0.3, "proj_drop_rate": 0.2}])
+@pytest.mark.parametrize(
+    "coins", [COINS, (True, False, torch.tensor([True, False]), True), (True, True, False, False)]
+)
+def test_checkpointing_changes_no_gradient(coins, kwargs):
+    model = make_model(**kwargs)
+    torch.manual_seed(0)
+    expected = plain.gradients(model.target, model(make_images(), coins=coins))
+    model.set_grad_checkpointing()
+    torch.manual_seed(0)
+    model(make_images(), coins=coins).backward(
+        torch.randn(2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    )
+    for name, p in model.target.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-12, atol=1e-12)
+
+
+def test_checkpointing_draws_no_second_coin():
+    model = make_model()
+    model.set_grad_checkpointing()
+    model(make_images()).sum().backward()
+    assert model.coins.step == 1
+
+
+@compiles
+@pytest.mark.parametrize("kwargs", [{}, {"qk_norm": True}, {"drop_path_rate": 0.3}])
+def test_compiled_blocks_are_two_graphs_shared_by_all_layers_and_coins(kwargs):
+    patterns = [COINS, (True, True, True, False), (False,) * 4, (True, False, False, True)]
+    model = make_model(stochca={"class_rows": False}, **kwargs)
+    torch.manual_seed(0)
+    expected = [model(make_images(), coins=coins) for coins in patterns]
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    model._target_step = torch.compile(target_step, backend=backend, fullgraph=True)
+    torch.manual_seed(0)
+    for coins, reference in zip(patterns, expected, strict=True):
+        torch.testing.assert_close(model(make_images(), coins=coins), reference, rtol=1e-12, atol=1e-12)
+    torch._dynamo.reset()
+    assert len(graphs) == 2
+
+
+@compiles
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_training_gives_the_same_gradients(checkpointing):
+    model = make_model(drop_path_rate=0.3)
+    patterns = [COINS, (True, False, True, True), (False,) * 4]
+    torch.manual_seed(0)
+    expected = [plain.gradients(model.target, model(make_images(), coins=coins)) for coins in patterns]
+    torch._dynamo.reset()
+    model.compile(backend="aot_eager", fullgraph=True)
+    model.set_grad_checkpointing(checkpointing)
+    names = set(model.state_dict())
+    torch.manual_seed(0)
+    for coins, reference in zip(patterns, expected, strict=True):
+        model.zero_grad()
+        weight = torch.randn(2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        model(make_images(), coins=coins).backward(weight)
+        for name, p in model.target.named_parameters():
+            torch.testing.assert_close(p.grad, reference[name], rtol=1e-11, atol=1e-11)
+    torch._dynamo.reset()
+    assert set(model.state_dict()) == names
+    assert not any("_orig_mod" in name for name in names)
+
+
+def test_accumulated_gradients_are_those_of_the_joined_batch():
+    model = make_model()
+    images = make_images(batch=4)
+    model(images, coins=COINS).sum().backward()
+    joined = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    for half in images.split(2):
+        model(half, coins=COINS).sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, joined[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"qk_norm": True, "init_values": 0.1}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_near_float32(dtype, kwargs):
+    model = make_model(dtype=torch.float32, **kwargs)
+    images = make_images(dtype=torch.float32)
+    coins = (False, True, torch.tensor([True, False]), True)
+    expected = model(images, coins=coins)
+    with torch.autocast("cpu", dtype):
+        out = model(images, coins=coins)
+        own = model(images, coins=(False,) * 4)
+        timms = model.target(images)
+    out.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert (out.float() - expected).abs().max() < 3 * torch.finfo(dtype).eps * 10
+    assert (own - timms).abs().max() < 3 * torch.finfo(dtype).eps * 10
+
+
+def test_only_the_target_is_saved_trained_and_switched():
+    model = make_model()
+    names = {f"target.{name}" for name in model.target.state_dict()}
+    assert set(model.state_dict()) == names
+    assert {name for name, _ in model.named_parameters()} <= names
+    assert not any(module is model.source for module in model.modules())
+    model.eval().train()
+    assert not any(module.training for module in model.source.modules())
+    assert not any(p.requires_grad for p in model.source.parameters())
+    model(make_images()).sum().backward()
+    assert all(p.grad is None for p in model.source.parameters())
+
+
+def test_the_source_follows_the_module():
+    model = make_model().to(torch.float32)
+    assert {p.dtype for p in model.source.parameters()} == {torch.float32}
+    assert {p.device.type for p in model.to("meta").source.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_restore_target_and_source(how):
+    model = make_model()
+    model(make_images())
+    if how == "deepcopy":
+        clone = copy.deepcopy(model)
+    elif how == "pickle":
+        clone = pickle.loads(pickle.dumps(model))
+    else:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        clone = torch.load(buffer, weights_only=False)
+    assert clone.source is not model.source
+    assert clone.coins.step == 1
+    expected = model(make_images(), coins=COINS)
+    with torch.no_grad():
+        for p in itertools.chain(model.parameters(), model.source.parameters()):
+            p.zero_()
+    assert torch.equal(clone(make_images(), coins=COINS), expected)
+
+
+@compiles
+def test_a_compiled_model_can_be_copied():
+    model = make_model()
+    model.compile(backend="eager")
+    model(make_images())
+    clone = pickle.loads(pickle.dumps(model))
+    assert torch.equal(clone(make_images(), coins=COINS), model(make_images(), coins=COINS))
+
+
+def test_the_target_is_left_a_plain_timm_model(tmp_path):
+    target = make_target()
+    modules = {name: type(module) for name, module in target.named_modules()}
+    model = make_model()
+    assert {name: type(module) for name, module in model.target.named_modules()} == modules
+    save_for_hf(model.target, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).double().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(make_images()), model.eval()(make_images()), rtol=1e-6, atol=1e-6)
+
+
+def test_moving_averages_hold_the_target_alone():
+    model = make_model()
+    ema = ModelEmaV3(model, decay=0.5)
+    before = model.target.head.weight.detach().clone()
+    with torch.no_grad():
+        model.target.head.weight.add_(1.0)
+    ema.update(model)
+    torch.testing.assert_close(ema.module.target.head.weight, before + 0.5)
+    torch.testing.assert_close(ema.module.source.head.weight, model.source.head.weight)
+    assert set(ema.module.state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_layer_decay_and_weight_decay_see_the_targets_layers(name):
+    model = make_model(name)
+
+    def groups(module, prefix=""):
+        optimizer = create_optimizer_v2(module, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5)
+        names = {id(p): n.removeprefix(prefix) for n, p in module.named_parameters()}
+        return {
+            names[id(p)]: (group["lr_scale"], group["weight_decay"])
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+
+    assert groups(model, "target.") == groups(model.target)
+    assert len({scale for scale, _ in groups(model).values()}) == len(model.target.blocks) + 2
+
+
+def test_renormalisation_shows_the_source_its_own_images():
+    target, source = make_target(), make_target()
+    target.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    source.pretrained_cfg = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
+    pixels = make_images().sigmoid()
+
+    def normalised(cfg):
+        mean, std = (torch.tensor(cfg[key], dtype=pixels.dtype)[:, None, None] for key in ("mean", "std"))
+        return (pixels - mean) / std
+
+    model = StochCA(target, source).train()
+    seen = []
+    source.patch_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(normalised(target.pretrained_cfg), coins=(True,) * 4)
+    torch.testing.assert_close(seen[0], normalised(source.pretrained_cfg), rtol=1e-6, atol=1e-6)
+
+
+def run_rank(rank, port, kwargs, results):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model = make_model(**kwargs)
+    parallel = DistributedDataParallel(model)
+    images = make_images(batch=4).split(2)[rank]
+    for coins in ((True,) * 4, (False, True, False, True), None, None):
+        model.zero_grad()
+        parallel(images, coins=coins).mean().backward()
+    results.put((rank, model.plan.coins, {n: p.grad.numpy() for n, p in model.target.named_parameters()}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"qk_norm": True}], ids=["plain", "qk-norm"])
+def test_two_processes_train_as_one_with_the_joined_batch(kwargs):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [context.Process(target=run_rank, args=(rank, port, kwargs, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    received = {rank: (coins, grads) for rank, coins, grads in (results.get(timeout=120) for _ in ranks)}
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    assert received[0][0] == received[1][0]
+    model = make_model(**kwargs)
+    model.coins.step = 1
+    model(make_images(batch=4)).mean().backward()
+    assert model.plan.coins == received[0][0]
+    for name, p in model.target.named_parameters():
+        for _, grads in received.values():
+            torch.testing.assert_close(torch.from_numpy(grads[name]), p.grad, rtol=1e-11, atol=1e-12)

@@ -1,0 +1,84 @@
+"""The savings are counted, and stay within what the method promises."""
+
+import itertools
+import random
+
+import pytest
+import timm
+import torch
+
+from bench import counts
+from stochca import StepPlan, StochCA
+from tests.models import make_images, make_model
+
+VIT_B = "vit_base_patch16_224"
+
+
+def test_step_flops_of_vit_b_stay_within_their_bounds():
+    """Exact expectation over all 4,096 draws."""
+    bounds = {0.0: 0.93, 0.1: 1.05, 0.3: 1.11, 0.5: 1.08, 0.8: 0.87}
+    flops = counts.vit_flops(VIT_B, list(bounds))
+    for (p, bound), (mean, largest) in zip(bounds.items(), flops, strict=True):
+        assert 0.8 < mean <= bound, f"p={p}"
+        assert largest < 1.334, "the full source in lockstep costs 1.334 in every step"
+
+
+def test_no_draw_saves_more_bytes_than_plain_fine_tuning():
+    model = StochCA(timm.create_model(VIT_B, num_classes=10), impl="sdpa").train()
+    images = torch.zeros(1, 3, 224, 224)
+    parameters = [*model.parameters(), *model.source.parameters()]
+    plain = counts.saved_bytes(lambda: model.target(images), parameters)
+    assert plain > 100e6
+    picker = random.Random(0)
+    patterns = [
+        (False,) * 12,
+        (True,) * 12,
+        (True, False) * 6,
+        (False,) * 11 + (True,),
+        (True,) + (False,) * 11,
+    ]
+    patterns += [tuple(picker.random() < p for _ in range(12)) for p in (0.1, 0.3, 0.5, 0.8)]
+    for coins in patterns:
+        assert counts.saved_bytes(lambda coins=coins: model(images, coins=coins), parameters) <= plain, coins
+
+
+@pytest.mark.parametrize("class_rows", [True, False])
+def test_draws_of_one_signature_cost_the_same(class_rows):
+    model = make_model(stochca={"class_rows": class_rows, "impl": "sdpa"})
+    flops, kept = {}, {}
+    for coins in counts.draws(4):
+        key = counts.signature(coins)
+        flops.setdefault(key, set()).add(
+            counts.step_flops(lambda coins=coins: model(make_images(), coins=coins))
+        )
+        kept.setdefault(key, set()).add(
+            counts.saved_bytes(lambda coins=coins: model(make_images(), coins=coins))
+        )
+    assert all(len(values) == 1 for values in flops.values())
+    assert all(len(values) == 1 for values in kept.values())
+    assert len(flops) > 8
+
+
+def test_a_storage_is_counted_once_and_a_parameter_not_at_all():
+    weight = torch.nn.Parameter(torch.randn(4, 3))
+    x = torch.randn(5, 3, requires_grad=True)
+    assert counts.saved_bytes(lambda: torch.nn.functional.linear(x, weight), [weight]) == 5 * 3 * 4
+    assert counts.saved_bytes(lambda: x[:2] * x[2:4]) == 5 * 3 * 4
+
+
+def test_flops_of_a_product_are_counted_forward_and_backward():
+    a, b = torch.randn(7, 5, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    assert counts.step_flops(lambda: a @ b) == 3 * 2 * 7 * 5 * 3
+
+
+def test_probabilities_of_all_draws_sum_to_one():
+    for p in (0.0, 0.1, 0.5, 1.0):
+        assert sum(counts.probability(coins, p) for coins in counts.draws(6)) == pytest.approx(1)
+
+
+def test_expected_share_of_the_source_is_as_derived():
+    """E[last block read] of L coins is L - sum_j (1 - p)^j."""
+    for depth, p in itertools.product((4, 12), (0.1, 0.5)):
+        expected = (depth - sum((1 - p) ** j for j in range(1, depth + 1))) / depth
+        assert counts.expected_source_fraction(depth, p) == pytest.approx(expected)
+    assert StepPlan((False, True, False)).source_fraction == pytest.approx(2 / 3)
