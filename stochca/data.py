@@ -170,8 +170,10 @@ def open_images(
             f"--dataset {dataset} is a stream; a run that can be resumed at any step needs a dataset that is "
             "read by index: an image folder, a tar file, torch/... or hfds/..."
         )
-    is_folder = not dataset.lower().startswith(("torch/", "hfds/"))
-    if is_folder or dataset.lower() in ("torch/folder", "torch/image_folder"):
+    is_folder = dataset.lower() in ("torch/folder", "torch/image_folder") or not dataset.lower().startswith(
+        ("torch/", "hfds/")
+    )
+    if is_folder:
         _check_folder(data_dir)
     try:
         base = create_dataset(
@@ -186,7 +188,9 @@ def open_images(
     if not len(images):
         raise ValueError(f"split {split!r} of {dataset or data_dir} is empty")
     if is_folder:
-        _check_split(Path(str(data_dir)), Path(base.reader.root), split, images.classes or [])
+        _check_split(
+            Path(str(data_dir)), Path(getattr(base, "reader", base).root), split, images.classes or []
+        )
     return images
 
 
@@ -250,7 +254,7 @@ def make_loader(
         device=device,
         # timm's prefetcher erases on the device, ahead of the step, with the global generator.
         use_prefetcher=not augmentation.get("reprob"),
-        worker_seeding=_ignore_interrupts,
+        worker_seeding=_outlive_signals,
         **{
             key: data_config[key]
             for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -291,9 +295,11 @@ def _classes(base: Any) -> list[str] | None:
     return [str(name) for name in sorted(indices, key=indices.get)] if indices else None
 
 
-def _ignore_interrupts(worker_info: Any) -> int:
-    """Called in each worker. Ctrl-C reaches the workers too; the main process decides when to stop."""
+def _outlive_signals(worker_info: Any) -> int:
+    """Called in each worker: a signal that the whole process group gets is for the main process to act on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The first one alone: at the end of a run, torch ends workers that hang by the same signal.
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     return worker_info.seed
 
 

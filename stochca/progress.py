@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
@@ -28,7 +29,7 @@ class Interrupted(Exception):
         self.signum, self.output = signum, output
         super().__init__(
             f"stopped by {signal.Signals(signum).name} after step {step}; "
-            f"continue with: stochca finetune --resume {output}"
+            f"continue with: stochca finetune --resume {shlex.quote(str(output))}"
         )
 
 

@@ -55,10 +55,23 @@ def test_an_epoch_that_starts_in_the_middle_is_the_rest_of_the_whole_one(folder)
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole[2:], rest, strict=True))
 
 
-def test_epochs_and_seeds_differ_in_order_and_augmentation(folder):
-    first = batches_of(folder)[0][0]
-    assert not torch.equal(first, batches_of(folder, epoch=1)[0][0])
-    assert not torch.equal(first, batches_of(folder, seed=1)[0][0])
+def test_an_image_is_augmented_anew_in_every_epoch_and_for_every_seed_but_else_the_same(folder):
+    images, _, _ = loader_of(folder, "train")
+    other, _, _ = loader_of(folder, "train", seed=1)
+    first, again, next_epoch, other_seed = images[5][0], images[5][0], images[18 + 5][0], other[5][0]
+    assert (first == again).all()
+    assert (first != next_epoch).any()
+    assert (first != other_seed).any()
+
+
+def test_epochs_and_seeds_differ_in_order(folder):
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        _, _, sampler = loader_of(folder, "train", seed=seed)
+        sampler.epoch = epoch
+        orders.append([position % 18 for position in sampler])
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
 
 
 def test_loading_leaves_the_global_generators_alone(folder):
@@ -143,6 +156,12 @@ def test_a_missing_split_is_refused_where_timm_would_read_the_whole_folder(tmp_p
         FileNotFoundError, match="no folder for the split 'validation', it has: held_out, train"
     ):
         open_images(str(root), "", "validation", is_training=False)
+
+
+def test_torchvision_would_take_the_splits_for_classes_and_is_refused(tmp_path):
+    root = write_images(tmp_path / "images", {"train": 1, "held_out": 1})
+    with pytest.raises(FileNotFoundError, match="no folder for the split 'validation'"):
+        open_images(str(root), "torch/image_folder", "validation", is_training=False)
 
 
 def test_an_empty_split_name_reads_the_folder_itself(folder):

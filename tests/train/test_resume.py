@@ -176,7 +176,12 @@ def command(options: FinetuneOptions, *more: str) -> subprocess.Popen:
     # Sums depend on the number of threads; the runs in this process have one.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
 
 
@@ -210,7 +215,8 @@ def test_a_signal_ends_the_command_with_its_code_and_says_how_to_go_on(make_opti
     options.epochs = 1000
     process = command(options)
     wait_for_state(process, options.output)
-    process.send_signal(signum)
+    # As a terminal and a scheduler do: the processes that load images get it too.
+    os.killpg(process.pid, signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"continue with: stochca finetune --resume {options.output}" in errors

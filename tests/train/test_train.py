@@ -178,6 +178,23 @@ def test_evaluation_is_timms_forward_and_leaves_the_mode(make_options):
     assert ours == evaluate(trainer.model.target, trainer.val_loader, options, device)
 
 
+def test_the_rate_follows_the_steps_to_the_end_of_the_cosine(make_options):
+    options = make_options(lr=0.5, warmup_epochs=1, warmup_lr=0.1, opt="sgd", clip_grad=1e-3)
+    rates = []
+    trainer = Trainer(options)
+    train_step = trainer._train_step
+
+    def recording(*args):
+        rates.append(trainer._lr())
+        return train_step(*args)
+
+    trainer._train_step = recording
+    trainer.run()
+    cosine = [0.25 * (1 + math.cos(math.pi * step / 12)) for step in range(4, 12)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, *cosine])
+    assert trainer._lr() == 0.0
+
+
 def test_how_often_is_evaluated_does_not_change_training(make_options, tmp_path):
     often = weights_of(make_options(output=str(tmp_path / "often"), drop_path=0.2))
     seldom = weights_of(make_options(output=str(tmp_path / "seldom"), drop_path=0.2, val_interval=3))
