@@ -1,0 +1,312 @@
+"""Backward: one kernel for dQ, all that cross-attention needs, and one for dK and dV. No atomics."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stochca_kernels.launch import empty_token_major, on_device_of
+from stochca_kernels.primitives import LOG2_E, dot_rows, head_base, load_rows, store_rows
+from stochca_kernels.tiles import choose_tiles, dot_precision, tail_size
+
+
+@triton.jit
+def _dq_tile(
+    dq, q, grad, lse, delta,
+    k_ptr, stride_kn,
+    v_ptr, stride_vn,
+    start, len_kv,
+    scale,
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    IS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what the keys `start` to `start + ROWS` contribute to dQ, up to the scale."""
+    # [ROWS, BLOCK_D]
+    k = load_rows(k_ptr, stride_kn, start, len_kv, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
+    v = load_rows(v_ptr, stride_vn, start, len_kv, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
+    # [BLOCK_M, ROWS]
+    logits = dot_rows(q, k, PRECISION) * (scale * LOG2_E)
+    probs = tl.exp2(logits - lse[:, None])
+    if IS_TAIL:
+        # After exp2, not before: a masked key may overflow it, and inf * 0 would be NaN.
+        probs = tl.where((start + tl.arange(0, ROWS))[None, :] < len_kv, probs, 0.0)
+    dprobs = dot_rows(grad, v, PRECISION)
+    dlogits = probs * (dprobs - delta[:, None])
+    return tl.dot(dlogits.to(k.dtype), k, dq, input_precision=PRECISION)
+
+
+@triton.jit(
+    do_not_specialize=["len_q", "len_kv", "len_source_kv", "num_heads"],
+    do_not_specialize_on_alignment=["use_source_ptr"],
+)
+def _attn_bwd_dq_kernel(
+    grad_ptr, stride_gb, stride_gh, stride_gn,
+    q_ptr, stride_qb, stride_qh, stride_qn,
+    k_ptr, stride_kb, stride_kh, stride_kn,
+    v_ptr, stride_vb, stride_vh, stride_vn,
+    source_k_ptr, stride_skb, stride_skh, stride_skn,
+    source_v_ptr, stride_svb, stride_svh, stride_svn,
+    out_ptr, stride_ob, stride_oh, stride_on,
+    dq_ptr, stride_dqb, stride_dqh, stride_dqn,
+    lse_ptr,
+    delta_ptr,
+    use_source_ptr,
+    len_q, len_kv, len_source_kv, num_heads,
+    scale,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    TAIL_N: tl.constexpr,
+    HAS_SELECTOR: tl.constexpr, HAS_DELTA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid: (batch * num_heads * cdiv(len_q, BLOCK_M),)."""
+    num_blocks = tl.cdiv(len_q, BLOCK_M)
+    first_row = tl.program_id(0) % num_blocks * BLOCK_M
+    batch_head = tl.program_id(0) // num_blocks
+    batch = (batch_head // num_heads).to(tl.int64)
+    head = (batch_head % num_heads).to(tl.int64)
+
+    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head)
+    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head)
+    if HAS_SELECTOR:
+        # One coin for all rows of a program: it moves the pointers, and the other pair is never read.
+        reads_source = tl.load(use_source_ptr + batch)
+        source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head)
+        source_v_ptr = head_base(source_v_ptr, stride_svb, stride_svh, batch, head)
+        k_ptr = tl.where(reads_source, source_k_ptr, k_ptr)
+        v_ptr = tl.where(reads_source, source_v_ptr, v_ptr)
+        stride_kn = tl.where(reads_source, stride_skn, stride_kn)
+        stride_vn = tl.where(reads_source, stride_svn, stride_vn)
+        len_kv = tl.where(reads_source, len_source_kv, len_kv)
+
+    # [BLOCK_M, BLOCK_D]
+    grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head)
+    grad = load_rows(grad_ptr, stride_gn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head)
+    out = load_rows(out_ptr, stride_on, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
+    q = load_rows(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+    # [BLOCK_M]
+    rows = first_row + tl.arange(0, BLOCK_M)
+    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+    # A row outside has no probabilities: exp2(logits - inf) = 0.
+    lse_ptr += batch_head.to(tl.int64) * len_q
+    lse = tl.load(lse_ptr + rows, mask=rows < len_q, other=float("inf"))
+    if HAS_DELTA:
+        delta_ptr += batch_head.to(tl.int64) * len_q
+        tl.store(delta_ptr + rows, delta, mask=rows < len_q)
+
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    len_main = len_kv // BLOCK_N * BLOCK_N
+    for start in range(0, len_main, BLOCK_N):
+        dq = _dq_tile(
+            dq, q, grad, lse, delta, k_ptr, stride_kn, v_ptr, stride_vn, start, len_kv, scale,
+            BLOCK_N, HEAD_DIM, BLOCK_D, False, PRECISION,
+        )  # fmt: skip
+    if TAIL_N > 0:
+        dq = _dq_tile(
+            dq, q, grad, lse, delta, k_ptr, stride_kn, v_ptr, stride_vn, len_main, len_kv, scale,
+            TAIL_N, HEAD_DIM, BLOCK_D, True, PRECISION,
+        )  # fmt: skip
+    dq_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head)
+    store_rows(dq_ptr, stride_dqn, first_row, len_q, dq * scale, BLOCK_M, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def _dkdv_tile(
+    dk, dv, k, v,
+    q_ptr, stride_qn,
+    grad_ptr, stride_gn,
+    lse_ptr,
+    delta_ptr,
+    start, len_q,
+    scale,
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    IS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what the queries `start` to `start + ROWS` contribute to dV, and to dK up to the scale."""
+    # [ROWS, BLOCK_D]
+    q = load_rows(q_ptr, stride_qn, start, len_q, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
+    grad = load_rows(grad_ptr, stride_gn, start, len_q, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
+    # [ROWS]
+    rows = start + tl.arange(0, ROWS)
+    if IS_TAIL:
+        # A row outside has no probabilities: exp2(logits - inf) = 0.
+        lse = tl.load(lse_ptr + rows, mask=rows < len_q, other=float("inf"))
+        delta = tl.load(delta_ptr + rows, mask=rows < len_q, other=0.0)
+    else:
+        lse = tl.load(lse_ptr + rows)
+        delta = tl.load(delta_ptr + rows)
+    # [BLOCK_N, ROWS], transposed so that both products below take it as it is
+    logits = dot_rows(k, q, PRECISION) * (scale * LOG2_E)
+    probs = tl.exp2(logits - lse[None, :])
+    dv = tl.dot(probs.to(grad.dtype), grad, dv, input_precision=PRECISION)
+    dprobs = dot_rows(v, grad, PRECISION)
+    dlogits = probs * (dprobs - delta[None, :])
+    dk = tl.dot(dlogits.to(q.dtype), q, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit(
+    do_not_specialize=["len_q", "len_kv", "num_heads"],
+    do_not_specialize_on_alignment=["use_source_ptr"],
+)
+def _attn_bwd_dkdv_kernel(
+    grad_ptr, stride_gb, stride_gh, stride_gn,
+    q_ptr, stride_qb, stride_qh, stride_qn,
+    k_ptr, stride_kb, stride_kh, stride_kn,
+    v_ptr, stride_vb, stride_vh, stride_vn,
+    dk_ptr, stride_dkb, stride_dkh, stride_dkn,
+    dv_ptr, stride_dvb, stride_dvh, stride_dvn,
+    lse_ptr,
+    delta_ptr,
+    use_source_ptr,
+    len_q, len_kv, num_heads,
+    scale,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    TAIL_M: tl.constexpr,
+    HAS_SELECTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid: (batch * num_heads * cdiv(len_kv, BLOCK_N),)."""
+    num_blocks = tl.cdiv(len_kv, BLOCK_N)
+    first_row = tl.program_id(0) % num_blocks * BLOCK_N
+    batch_head = tl.program_id(0) // num_blocks
+    batch = (batch_head // num_heads).to(tl.int64)
+    head = (batch_head % num_heads).to(tl.int64)
+
+    dk_ptr = head_base(dk_ptr, stride_dkb, stride_dkh, batch, head)
+    dv_ptr = head_base(dv_ptr, stride_dvb, stride_dvh, batch, head)
+    # [BLOCK_N, BLOCK_D]
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    if HAS_SELECTOR:  # noqa: SIM102, the outer one is decided at compile time
+        # The sample attended to the source, which is a constant.
+        if tl.load(use_source_ptr + batch):
+            store_rows(dk_ptr, stride_dkn, first_row, len_kv, dk, BLOCK_N, HEAD_DIM, BLOCK_D)
+            store_rows(dv_ptr, stride_dvn, first_row, len_kv, dv, BLOCK_N, HEAD_DIM, BLOCK_D)
+            return
+
+    # Rows outside are not masked below: they reach only rows of dk and dv that are not stored.
+    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head)
+    k = load_rows(k_ptr, stride_kn, first_row, len_kv, BLOCK_N, HEAD_DIM, BLOCK_D, True)
+    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head)
+    v = load_rows(v_ptr, stride_vn, first_row, len_kv, BLOCK_N, HEAD_DIM, BLOCK_D, True)
+    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
+    grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head)
+    lse_ptr += batch_head.to(tl.int64) * len_q
+    delta_ptr += batch_head.to(tl.int64) * len_q
+
+    len_main = len_q // BLOCK_M * BLOCK_M
+    for start in range(0, len_main, BLOCK_M):
+        dk, dv = _dkdv_tile(
+            dk, dv, k, v, q_ptr, stride_qn, grad_ptr, stride_gn, lse_ptr, delta_ptr, start, len_q, scale,
+            BLOCK_M, HEAD_DIM, BLOCK_D, False, PRECISION,
+        )  # fmt: skip
+    if TAIL_M > 0:
+        dk, dv = _dkdv_tile(
+            dk, dv, k, v, q_ptr, stride_qn, grad_ptr, stride_gn, lse_ptr, delta_ptr, len_main, len_q, scale,
+            TAIL_M, HEAD_DIM, BLOCK_D, True, PRECISION,
+        )  # fmt: skip
+    store_rows(dk_ptr, stride_dkn, first_row, len_kv, dk * scale, BLOCK_N, HEAD_DIM, BLOCK_D)
+    store_rows(dv_ptr, stride_dvn, first_row, len_kv, dv, BLOCK_N, HEAD_DIM, BLOCK_D)
+
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source_k: Tensor | None,
+    source_v: Tensor | None,
+    use_source: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    needs_dkdv: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the backward: dQ first, which also leaves `rowsum(out * grad)` for dK and dV.
+
+    Args:
+        grad: Gradient of the output, `[B, H, Nq, D]`.
+        q: As in `attention_forward`, like all arguments up to `use_source`.
+        k: `[B, H, N, D]`.
+        v: `[B, H, N, D]`.
+        source_k: `[B, H, Ns, D]`, or None without coins.
+        source_v: `[B, H, Ns, D]`, or None without coins.
+        use_source: `[B]`, or None.
+        out: The output of the forward.
+        lse: Its log-sum-exp to base 2, float32 `[B, H, Nq]`.
+        scale: Factor on the scores.
+        needs_dkdv: Whether `k` or `v` needs a gradient; in cross-attention none does.
+
+    Returns:
+        dQ `[B, H, Nq, D]`; dK and dV `[B, H, N, D]`, zero in samples whose coin is true, or both empty.
+    """
+    batch, heads, len_q, head_dim = q.shape
+    len_kv = k.shape[2]
+    dq, dk, dv = empty_backward(q, k, needs_dkdv)
+    delta = q.new_empty((batch, heads, len_q) if needs_dkdv else (0,), dtype=torch.float32)
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    source_k = k if source_k is None else source_k
+    source_v = v if source_v is None else source_v
+    coins = q if use_source is None else use_source
+    shared = {
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "HAS_SELECTOR": use_source is not None,
+        "PRECISION": dot_precision(q),
+    }
+
+    tiles = choose_tiles("dq", q)
+    programs = batch * heads * triton.cdiv(len_q, tiles.block_m)
+    if programs > 0:
+        with on_device_of(q):
+            _attn_bwd_dq_kernel[(programs,)](
+                grad, *grad.stride()[:3],
+                q, *q.stride()[:3],
+                k, *k.stride()[:3],
+                v, *v.stride()[:3],
+                source_k, *source_k.stride()[:3],
+                source_v, *source_v.stride()[:3],
+                out, *out.stride()[:3],
+                dq, *dq.stride()[:3],
+                lse,
+                delta,
+                coins,
+                len_q, len_kv, source_k.shape[2], heads,
+                scale,
+                BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+                TAIL_N=tail_size(tiles.block_n, len_kv, source_k.shape[2]),
+                HAS_DELTA=needs_dkdv,
+                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+                **shared,
+            )  # fmt: skip
+
+    tiles = choose_tiles("dkdv", q)
+    programs = batch * heads * triton.cdiv(len_kv, tiles.block_n)
+    if needs_dkdv and programs > 0:
+        with on_device_of(q):
+            _attn_bwd_dkdv_kernel[(programs,)](
+                grad, *grad.stride()[:3],
+                q, *q.stride()[:3],
+                k, *k.stride()[:3],
+                v, *v.stride()[:3],
+                dk, *dk.stride()[:3],
+                dv, *dv.stride()[:3],
+                lse,
+                delta,
+                coins,
+                len_q, len_kv, heads,
+                scale,
+                BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+                TAIL_M=tail_size(tiles.block_m, len_q),
+                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+                **shared,
+            )  # fmt: skip
+    return dq, dk, dv
+
+
+def empty_backward(q: Tensor, k: Tensor, needs_dkdv: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Allocate what `attention_backward` returns."""
+    shape = k.shape if needs_dkdv else torch.Size((0, 0, 0, 0))
+    return empty_token_major(q, q.shape), empty_token_major(k, shape), empty_token_major(k, shape)

@@ -1,0 +1,71 @@
+"""What several kernels share: whole rows in and out, and the choice of the pair to attend to."""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_rows(
+    ptr,
+    stride,
+    start,
+    length,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    IS_TAIL: tl.constexpr,
+):
+    """Rows `start` to `start + ROWS` of `[length, HEAD_DIM]`, zero outside. Only a tail has rows outside."""
+    rows = start + tl.arange(0, ROWS)
+    cols = tl.arange(0, BLOCK_D)
+    # [ROWS, BLOCK_D]
+    ptrs = ptr + rows.to(tl.int64)[:, None] * stride + cols[None, :]
+    if IS_TAIL and HEAD_DIM < BLOCK_D:
+        return tl.load(ptrs, mask=(rows[:, None] < length) & (cols[None, :] < HEAD_DIM), other=0.0)
+    elif IS_TAIL:
+        return tl.load(ptrs, mask=rows[:, None] < length, other=0.0)
+    elif HEAD_DIM < BLOCK_D:
+        return tl.load(ptrs, mask=cols[None, :] < HEAD_DIM, other=0.0)
+    else:
+        return tl.load(ptrs)
+
+
+@triton.jit
+def store_rows(
+    ptr,
+    stride,
+    start,
+    length,
+    tile,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Write `tile [ROWS, BLOCK_D]` to the rows from `start` that lie inside `[length, HEAD_DIM]`."""
+    rows = start + tl.arange(0, ROWS)
+    cols = tl.arange(0, BLOCK_D)
+    ptrs = ptr + rows.to(tl.int64)[:, None] * stride + cols[None, :]
+    mask = (rows[:, None] < length) & (cols[None, :] < HEAD_DIM)
+    tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def head_base(ptr, stride_batch, stride_head, batch, head):
+    """Where one head starts. `batch` and `head` are int64: tensors may exceed 2^31 elements."""
+    return ptr + batch * stride_batch + head * stride_head
+
+
+@triton.jit
+def dot_rows(a, b, PRECISION: tl.constexpr):
+    """`a b'`: the products of all rows of `a [M, D]` with all rows of `b [N, D]`."""
+    CHUNKS: tl.constexpr = a.shape[1] // 16
+    if PRECISION == "ieee" and a.dtype == tl.float32 and CHUNKS > 1:
+        # Without tensor cores a thread holds whole rows of both operands: give it 16 columns of them instead.
+        # [CHUNKS, M, 16] and [CHUNKS, 16, N]
+        a = tl.permute(tl.reshape(a, [a.shape[0], CHUNKS, 16]), [1, 0, 2])
+        b = tl.permute(tl.reshape(b, [b.shape[0], CHUNKS, 16]), [1, 2, 0])
+        return tl.sum(tl.dot(a, b, input_precision=PRECISION), 0)
+    else:
+        return tl.dot(a, tl.trans(b), input_precision=PRECISION)
