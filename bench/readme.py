@@ -54,9 +54,9 @@ def counts(result: dict[str, Any]) -> str:
         for cost in result["costs"]
     ]
     return (
-        f"Cost of a training step of `{result['model']}` over that of plain timm fine-tuning, *counted*, not timed:\n"
-        "forward and backward FLOPs, and bytes of activations kept for the backward, as exact expectation and\n"
-        "largest value over all draws of the coins. `python -m bench.counts` prints it.\n\n"
+        f"Cost of a training step of `{result['model']}` over that of plain timm fine-tuning, *counted*,\n"
+        "not timed: forward and backward FLOPs, and bytes of activations kept for the backward, as exact\n"
+        "expectation and largest value over all draws of the coins (`python -m bench.counts`).\n\n"
         f"{table(header, rows)}\n\n<sub>{provenance(result)}</sub>"
     )
 

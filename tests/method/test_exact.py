@@ -199,6 +199,21 @@ def test_intermediates_without_a_source_are_timms(options, training):
     torch.testing.assert_close(ours, timms, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("variant", ["class-token", "qk-norm", "average-pool"])
+def test_the_triton_kernels_train_the_same_model(variant):
+    model = build(variant).float()
+    images = make_images(batch=3).float()
+    mixed = torch.tensor([True, False, True])
+    for coins in ((False, True, mixed, True), (True, mixed, False, True)):
+        gradients = []
+        for impl in ("triton", "reference"):
+            model.impl = impl
+            gradients.append(plain.gradients(model.target, model(images, coins=coins)))
+        for name, grad in gradients[0].items():
+            scale = gradients[1][name].abs().max().item()
+            torch.testing.assert_close(grad, gradients[1][name], rtol=1e-4, atol=1e-5 * (1 + scale))
+
+
 def test_drop_path_and_dropout_act_on_the_target_alone():
     model = make_model(drop_path_rate=0.5, proj_drop_rate=0.3, attn_drop_rate=0.3, pos_drop_rate=0.2)
     assert not any(m.training for m in model.source.modules())
