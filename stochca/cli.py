@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     values.pop("config", None)
     try:
         return run(options_class(**values))
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"stochca {parsed.command}: {error}\n")
         return 2
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from timm.utils import AverageMeter, accuracy
 from torch import nn
 
 from stochca.checkpoint import load_weights, read_metadata
-from stochca.config import DeviceOptions, EvaluateOptions
+from stochca.config import DeviceOptions, EvaluateOptions, FinetuneOptions
 from stochca.data import Images, check_classes, make_loader, open_images
 
 
@@ -36,7 +36,7 @@ def autocast(options: DeviceOptions, device: torch.device) -> torch.autocast:
 def evaluate(
     model: nn.Module,
     loader: Any,
-    options: Any,
+    options: FinetuneOptions | EvaluateOptions,
     device: torch.device,
     should_stop: Callable[[], object] = lambda: None,
 ) -> dict[str, float] | None:

@@ -44,8 +44,8 @@ def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
             **overlay,
             **target_kwargs(options, num_classes),
         )
-    except RuntimeError as error:
-        # timm for an unknown name, for weights that do not exist, and for those that do not fit.
+    except (RuntimeError, TypeError) as error:
+        # An unknown name or argument, weights that are not there or do not fit, or not a plain ViT.
         raise ValueError(f"cannot create {options.model}: {error}") from error
     model.set_grad_checkpointing(options.grad_checkpointing)
     if options.torchcompile:
@@ -183,9 +183,12 @@ class Trainer:
             start = time.perf_counter()
             loss = self._train_step(batches, min(accumulate, self.batches_per_epoch - index * accumulate))
             self.step += 1
-            if self.step % self.options.log_interval == 0:
-                self._show(bar, loss)
+            shown = (
+                loss.item() if self.step % self.options.log_interval == 0 else None
+            )  # waits for the device
             self.running.seconds += time.perf_counter() - start
+            if shown is not None:
+                self._show(bar, shown)
             bar.update()
             if self._evaluation_is_due():
                 self._evaluate(log)
@@ -226,11 +229,10 @@ class Trainer:
         self.schedule.step_update(self.step + 1)
         return mean_loss
 
-    def _show(self, bar: tqdm, loss: Tensor) -> None:
-        value = loss.item()
-        self._check_finite(value)
+    def _show(self, bar: tqdm, loss: float) -> None:
+        self._check_finite(loss)
         speed = self.running.images / max(self.running.seconds, 1e-9)
-        bar.set_postfix_str(f"loss {value:.4f}, lr {self._lr():.2e}, {speed:.0f} images/s", refresh=False)
+        bar.set_postfix_str(f"loss {loss:.4f}, lr {self._lr():.2e}, {speed:.0f} images/s", refresh=False)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):

@@ -148,6 +148,8 @@ def test_abbreviated_flags_are_refused(capsys):
         ({"device": "abacus"}, "--device abacus is not a device"),
         ({"model": "vit_of_nobody"}, "cannot create vit_of_nobody: Unknown model"),
         ({"model": "resnet18", "img_size": None, "model_kwargs": {}}, "got ResNet"),
+        ({"model_kwargs": {"dept": 2}}, "unexpected keyword argument 'dept'"),
+        ({"output": "/dev/null/run"}, "/dev/null"),
         ({"opt": "magic"}, "magic"),
         ({"mean": [0.1, 0.2]}, "--mean must be one number or one per channel (3), got [0.1, 0.2]"),
         ({"pretrained": True, "pretrained_path": "/nowhere"}, "--pretrained-path /nowhere is not a file"),

@@ -195,6 +195,17 @@ def test_the_rate_follows_the_steps_to_the_end_of_the_cosine(make_options):
     assert trainer._lr() == 0.0
 
 
+def test_the_speed_that_is_shown_counts_the_step_at_work(make_options, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("stochca.train.time.perf_counter", lambda: float(next(clock)))
+    shown = []
+    trainer = Trainer(make_options(log_interval=1, epochs=1))
+    with trainer._bar() as bar:
+        bar.set_postfix_str = lambda text, refresh: shown.append(text.split(", ")[-1])
+        trainer._epoch(bar, lambda row: None)
+    assert shown == ["4 images/s"] * 4
+
+
 def test_how_often_is_evaluated_does_not_change_training(make_options, tmp_path):
     often = weights_of(make_options(output=str(tmp_path / "often"), drop_path=0.2))
     seldom = weights_of(make_options(output=str(tmp_path / "seldom"), drop_path=0.2, val_interval=3))
