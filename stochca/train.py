@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from timm.data import resolve_data_config
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -16,67 +15,17 @@ from tqdm import tqdm
 import stochca
 from stochca import checkpoint as files
 from stochca.config import FinetuneOptions, changed_options
-from stochca.data import Images, check_classes, make_loader, number_of_classes, open_images
+from stochca.data import check_classes, make_loader, number_of_classes
 from stochca.evaluation import autocast, evaluate, resolve_device
-from stochca.model import StochCA
-from stochca.optimizer import create_optimizer, create_schedule
 from stochca.progress import Interrupted, Log, RunningMeans, StopRequest, tensorboard
-
-
-def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
-    """The model that the options describe."""
-    overlay: dict[str, Any] = {}
-    if (path := options.pretrained_path) is not None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"--pretrained-path {path} is not a file")
-        # timm's own loader of JAX weights is for those alone.
-        overlay = {"pretrained_cfg_overlay": {"file": path, "custom_load": path.endswith(".npz")}}
-    try:
-        model = StochCA.from_timm(
-            options.model,
-            pretrained=options.pretrained,
-            p=options.p,
-            per=options.per,
-            mode=options.mode,
-            seed=options.seed,
-            impl=options.impl,
-            drop_path_rate=options.drop_path,
-            **overlay,
-            **target_kwargs(options, num_classes),
-        )
-    except (RuntimeError, TypeError) as error:
-        # An unknown name or argument, weights that are not there or do not fit, or not a plain ViT.
-        raise ValueError(f"cannot create {options.model}: {error}") from error
-    model.set_grad_checkpointing(options.grad_checkpointing)
-    if options.torchcompile:
-        model.compile()
-    return model
-
-
-def target_kwargs(options: FinetuneOptions, num_classes: int) -> dict[str, Any]:
-    """What `timm.create_model` needs besides the name to build the target that a checkpoint fits."""
-    size = {"img_size": options.img_size} if options.img_size else {}
-    return {**options.model_kwargs, **size, "num_classes": num_classes}
-
-
-def open_splits(options: FinetuneOptions) -> tuple[Images, Images]:
-    """The images to train on and those to evaluate on, of the same classes."""
-    where = (options.data_dir, options.dataset)
-    how: dict[str, Any] = {"seed": options.seed, "download": options.dataset_download}
-    train = open_images(*where, options.train_split, is_training=True, **how)
-    val = open_images(*where, options.val_split, is_training=False, **how)
-    check_classes(train.classes, val.classes, f"the split {options.val_split!r}", repr(options.train_split))
-    return train, val
-
-
-def resolve_preparation(options: FinetuneOptions, target: nn.Module) -> dict[str, Any]:
-    """Size, normalisation, crop and interpolation of the images: the options', else the model's."""
-    given = {name: getattr(options, name) for name in ("mean", "std", "crop_pct", "interpolation")}
-    given["img_size"] = options.img_size or options.model_kwargs.get("img_size")
-    for name in ("mean", "std"):
-        if given[name] is not None and len(given[name]) not in (1, 3):
-            raise ValueError(f"--{name} must be one number or one per channel (3), got {given[name]}")
-    return resolve_data_config(given, model=target)
+from stochca.recipe import (
+    create_model,
+    create_optimizer,
+    create_schedule,
+    open_splits,
+    resolve_preparation,
+    target_kwargs,
+)
 
 
 class Trainer:
@@ -183,12 +132,12 @@ class Trainer:
             start = time.perf_counter()
             loss = self._train_step(batches, min(accumulate, self.batches_per_epoch - index * accumulate))
             self.step += 1
-            shown = (
-                loss.item() if self.step % self.options.log_interval == 0 else None
-            )  # waits for the device
+            is_shown = self.step % self.options.log_interval == 0
+            if is_shown:
+                loss = loss.cpu()  # waits for the device, which belongs to the time of the steps
             self.running.seconds += time.perf_counter() - start
-            if shown is not None:
-                self._show(bar, shown)
+            if is_shown:
+                self._show(bar, loss.item())
             bar.update()
             if self._evaluation_is_due():
                 self._evaluate(log)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from stochca.checkpoint import load_weights, read_metadata
 from stochca.config import EvaluateOptions
 from stochca.evaluation import evaluate, evaluate_checkpoint
-from stochca.optimizer import create_optimizer, create_schedule
+from stochca.recipe import create_optimizer, create_schedule
 from stochca.train import Trainer, finetune
 
 
