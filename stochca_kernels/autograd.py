@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from stochca_kernels.backward import attention_backward, empty_backward
 from stochca_kernels.forward import attention_forward, empty_forward
@@ -44,8 +43,12 @@ class _Attention(torch.autograd.Function):
         return out, source_out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, _):
+        # `once_differentiable` would silently take this gradient for a constant where `grad` is one.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                'impl="triton" has no second derivative (create_graph=True): use impl="reference"'
+            )
         q, k, v, source_k, source_v, use_source, out, lse = ctx.saved_tensors
         needs_dkdv = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         dq, dk, dv = torch.ops.stochca.attention_backward(
