@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+import timm
 from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.naflexvit import NaFlexVit
@@ -28,6 +29,8 @@ def check_drivable(model: nn.Module) -> None:
     for method in ("forward", "forward_features"):
         if getattr(type(model), method) is not getattr(family, method):
             raise TypeError(f"{name} has a {method} of its own, which StochCA cannot reproduce")
+    if isinstance(model, NaFlexVit) and not hasattr(model, "_forward_embeds"):
+        raise TypeError(f"the {name} of this timm ({timm.__version__}) cannot be driven, that of 1.0.24 can")
     if getattr(model, "rope", None) is not None:
         raise ValueError(f"{name} uses rotary position embeddings, which StochCA does not support")
     if getattr(getattr(model, "patch_drop", None), "prob", 0.0):

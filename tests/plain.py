@@ -41,7 +41,7 @@ def block(blk, x, attend):
     attn = blk.attn
     out = attend(*qkv(attn, y)).transpose(1, 2).flatten(2)
     out = attn.norm(out)
-    if attn.gate is not None:
+    if getattr(attn, "gate", None) is not None:  # since timm 1.0.28
         out = out * torch.sigmoid(attn.gate(y))
     x = x + blk.ls1(attn.proj(out))
     return x + blk.ls2(blk.mlp(blk.norm2(x)))

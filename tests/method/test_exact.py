@@ -156,7 +156,7 @@ def test_the_source_runs_no_further_than_needed(coins):
             for p in itertools.chain.from_iterable(m.parameters() for m in unread):
                 p.fill_(torch.nan)
             if i + 1 == needed:
-                block.attn.qkv.weight[: block.attn.attn_dim] = torch.nan
+                block.attn.qkv.weight[: block.attn.qkv.in_features] = torch.nan
         if not needed:
             model.source.patch_embed.proj.weight.fill_(torch.nan)
     assert torch.equal(model(make_images(), coins=coins), reference)
@@ -169,7 +169,7 @@ def test_cross_attention_reads_no_key_or_value_of_the_target():
     with torch.no_grad():
         for block, coin in zip(model.target.blocks, coins, strict=True):
             if coin:
-                block.attn.qkv.weight[block.attn.attn_dim :] = torch.nan
+                block.attn.qkv.weight[block.attn.qkv.in_features :] = torch.nan
     assert torch.equal(model(make_images(), coins=coins), reference)
 
 
