@@ -108,7 +108,8 @@ class Images(Dataset):
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         if not isinstance(self.base, ImageDataset):
-            return self.base[index]
+            image, target = self.base[index]
+            return image.convert("RGB"), target
         # Its own __getitem__ would go on to the next image after an error.
         file, target, *_ = self.base.reader[index]
         with file, Image.open(file) as image:

@@ -9,7 +9,7 @@ import torch
 from image_folder import write_images
 from PIL import Image
 
-from stochca.data import check_classes, make_loader, number_of_classes, open_images
+from stochca.data import Images, check_classes, make_loader, number_of_classes, open_images
 
 CONFIG = {
     "input_size": (3, 32, 32),
@@ -156,6 +156,12 @@ def test_a_missing_split_is_refused_where_timm_would_read_the_whole_folder(tmp_p
         FileNotFoundError, match="no folder for the split 'validation', it has: held_out, train"
     ):
         open_images(str(root), "", "validation", is_training=False)
+
+
+def test_grey_images_of_torchvision_become_rgb():
+    images = Images([(Image.new("L", (8, 8), 7), 3)], seed=0, is_training=False)
+    images.transform = lambda image: image.getpixel((0, 0))
+    assert images[0] == ((7, 7, 7), 3)
 
 
 def test_torchvision_would_take_the_splits_for_classes_and_is_refused(tmp_path):
