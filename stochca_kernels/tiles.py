@@ -30,12 +30,12 @@ class Tiles(NamedTuple):
 
 # (kernel, GPU, arithmetic): tiles for head sizes up to 64, and up to 128.
 _TABLE: dict[tuple[str, str, str], tuple[Tiles, Tiles]] = {
-    ("fwd", "sm_80", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(128, 32, 8, 2, "compiled")),
+    ("fwd", "sm_80", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
     ("fwd", "sm_90", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
     ("fwd", "sm_100", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
-    ("fwd", "sm_120", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(128, 32, 8, 2, "compiled")),
-    ("fwd", "gfx942", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(128, 64, 8, 2, "compiled")),
-    ("fwd", "nvidia", "tf32"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(32, 32, 4, 2, "compiled")),
+    ("fwd", "sm_120", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
+    ("fwd", "gfx942", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 32, 4, 2, "compiled")),
+    ("fwd", "nvidia", "tf32"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(16, 32, 4, 2, "compiled")),
     ("fwd", "nvidia", "ieee"): (Tiles(32, 16, 8, 1, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
     ("fwd", "gfx942", "ieee"): (Tiles(32, 32, 4, 1, "compiled"), Tiles(32, 16, 4, 1, "compiled")),
     ("dq", "sm_80", "half"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(32, 64, 8, 2, "compiled")),

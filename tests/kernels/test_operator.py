@@ -227,7 +227,8 @@ def bad_inputs():
             {"kv": Projection(torch.zeros(3, 19, 48), torch.zeros(48, 48))}, ValueError, r"shape \(96"
         ),
         "bias_shape": (
-            {"kv": Projection(torch.zeros(3, 19, 48), torch.zeros(96, 48), torch.zeros(48))}, ValueError, "bias"
+            {"kv": Projection(torch.zeros(3, 19, 48), torch.zeros(96, 48), torch.zeros(9))},
+            ValueError, r"bias must have shape \(96",
         ),
         "x_batch": (
             {"kv": Projection(torch.zeros(2, 19, 48), torch.zeros(96, 48))}, ValueError, r"x must have shape"
