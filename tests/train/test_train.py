@@ -282,15 +282,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_options, log_interval, ste
         finetune(make_options(lr=1e30, opt="sgd", log_interval=log_interval, warmup_steps=0, epochs=5))
 
 
-def test_a_damaged_image_stops_the_run_or_is_left_out_by_name(make_options, tmp_path, capsys):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_damaged_image_of_either_split_stops_the_run(make_options, tmp_path, split):
+    root = write_images(tmp_path / "images", {"train": 3, "val": 2})
+    bad = root / split / "bee" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"cannot read image {bad}"):
+        finetune(make_options(data_dir=str(root), batch_size=3, epochs=1))
+
+
+def test_damaged_images_are_left_out_by_name_if_asked(make_options, tmp_path, capsys):
     root = write_images(tmp_path / "images", {"train": 3, "val": 2})
     bad = [root / "train" / "bee" / "1.png", root / "val" / "cow" / "0.jpg"]
     for path in bad:
         path.write_bytes(path.read_bytes()[:200])
     common = {"data_dir": str(root), "batch_size": 3, "epochs": 1}
-    with pytest.raises(ValueError, match=f"cannot read image {bad[0]}"):
-        finetune(make_options(**common, output=str(tmp_path / "a")))
-    options = make_options(**common, output=str(tmp_path / "b"), skip_corrupt=True)
+    options = make_options(**common, skip_corrupt=True)
     assert finetune(options)["skipped"] == [str(path) for path in bad]
     assert f"2 unreadable images were left out so far: {bad[0]}, {bad[1]}" in capsys.readouterr().out
     result = evaluate_checkpoint(
