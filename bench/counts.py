@@ -53,17 +53,16 @@ def step_flops(run: Callable[[], Tensor]) -> int:
 def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor] = ()) -> int:
     """Bytes of distinct storages that the forward `run()` keeps for its backward, parameters left out."""
     known = {p.untyped_storage()._cdata for p in parameters}
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor.detach()  # a node that keeps its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = run()
-    total = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in known)
-    del output
-    return total
+        run()
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in known)
 
 
 def draws(depth: int) -> list[tuple[bool, ...]]:
