@@ -32,7 +32,7 @@ class Tiles(NamedTuple):
 _TABLE: dict[tuple[str, str, str], tuple[Tiles, Tiles]] = {
     ("fwd", "sm_80", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
     ("fwd", "sm_90", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
-    ("fwd", "sm_100", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
+    ("fwd", "sm_100", "half"): (Tiles(64, 64, 4, 3, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
     ("fwd", "sm_120", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
     ("fwd", "gfx942", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 32, 4, 2, "compiled")),
     ("fwd", "nvidia", "tf32"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(16, 32, 4, 2, "compiled")),
@@ -44,7 +44,7 @@ _TABLE: dict[tuple[str, str, str], tuple[Tiles, Tiles]] = {
     ("dq", "sm_120", "half"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(32, 64, 8, 2, "compiled")),
     ("dq", "gfx942", "half"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(64, 32, 8, 2, "compiled")),
     ("dq", "nvidia", "tf32"): (Tiles(32, 32, 8, 2, "compiled"), Tiles(16, 32, 8, 2, "compiled")),
-    ("dq", "nvidia", "ieee"): (Tiles(16, 16, 8, 1, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
+    ("dq", "nvidia", "ieee"): (Tiles(16, 16, 8, 1, "compiled"), Tiles(8, 16, 8, 1, "compiled")),
     ("dq", "gfx942", "ieee"): (Tiles(32, 32, 4, 1, "compiled"), Tiles(32, 16, 4, 1, "compiled")),
     ("dkdv", "sm_80", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 32, 8, 2, "compiled")),
     ("dkdv", "sm_90", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 8, 2, "compiled")),
@@ -52,7 +52,7 @@ _TABLE: dict[tuple[str, str, str], tuple[Tiles, Tiles]] = {
     ("dkdv", "sm_120", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 32, 8, 2, "compiled")),
     ("dkdv", "gfx942", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
     ("dkdv", "nvidia", "tf32"): (Tiles(16, 32, 4, 2, "compiled"), Tiles(16, 16, 8, 2, "compiled")),
-    ("dkdv", "nvidia", "ieee"): (Tiles(16, 16, 8, 1, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
+    ("dkdv", "nvidia", "ieee"): (Tiles(16, 16, 8, 1, "compiled"), Tiles(16, 8, 8, 1, "compiled")),
     ("dkdv", "gfx942", "ieee"): (Tiles(16, 32, 4, 1, "compiled"), Tiles(16, 32, 4, 1, "compiled")),
 }
 

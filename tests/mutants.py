@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 FORWARD, BACKWARD = "stochca_kernels/forward.py", "stochca_kernels/backward.py"
 PRIMITIVES, AUTOGRAD = "stochca_kernels/primitives.py", "stochca_kernels/autograd.py"
 OPERATOR = ("tests/kernels/test_operator.py", "-k", "triton")
+SDPA, ATTENTION = "stochca_kernels/sdpa.py", "stochca/attention.py"
+BLOCK, MODEL, PLAN, VIT = "stochca/block.py", "stochca/model.py", "stochca/plan.py", "stochca/vit.py"
+EXACT, TRAINING = ("tests/method/test_exact.py",), ("tests/method/test_training.py",)
 TRITON = ("tests/kernels/test_triton.py",)
 ACCURACY = (*TRITON, "-k", "eager_torch or log_sum_exp")
 
@@ -144,6 +147,80 @@ MUTANTS = [
         "first_row, 0, dv, BLOCK_N, HEAD_DIM, BLOCK_D)\n            return",
         (*TRITON, "-k", "exactly_zero"),
     ),
+    Mutant(
+        "value_bias_forgotten",
+        SDPA,
+        "return out if kv.bias is None else",
+        "return out if kv.bias is not None else",
+        EXACT,
+    ),
+    Mutant(
+        "unselected_side_read", SDPA, "_zero_where(kv, use_source)", "kv", ("tests/kernels/test_operator.py",)
+    ),
+    Mutant(
+        "source_stops_one_block_early",
+        MODEL,
+        "advance=i + 1 < plan.source_blocks",
+        "advance=i + 2 < plan.source_blocks",
+        EXACT,
+    ),
+    Mutant(
+        "source_runs_to_the_end",
+        MODEL,
+        "advance=i + 1 < plan.source_blocks",
+        "advance=True",
+        (*EXACT, "-k", "no_further"),
+    ),
+    Mutant("source_in_train_mode", MODEL, "source.eval()", "source.train()", TRAINING),
+    Mutant("source_stays_behind", MODEL, "self.source._apply(fn, recurse)", "pass", TRAINING),
+    Mutant("layers_without_prefix", MODEL, r"^target\.(?:", "(?:", (*TRAINING, "-k", "layer_decay")),
+    Mutant("class_rows_too_early", PLAN, "if coin is not True", "if coin is False", EXACT),
+    Mutant(
+        "coins_forget_the_step",
+        PLAN,
+        "default_rng([self.seed, self.step])",
+        "default_rng([self.seed, 0])",
+        ("tests/method/test_plan.py",),
+    ),
+    Mutant(
+        "coins_per_rank",
+        PLAN,
+        "default_rng([self.seed, self.step])",
+        "default_rng()",
+        (*TRAINING, "-k", "two_processes"),
+    ),
+    Mutant("one_mask_for_both_branches", BLOCK, "branch * masks[1]", "branch * masks[0]", EXACT),
+    Mutant(
+        "residual_of_all_rows",
+        BLOCK,
+        "x if num_rows is None else x[:, :num_rows]\n    return",
+        "x\n    return",
+        EXACT,
+    ),
+    Mutant(
+        "query_norm_forgotten",
+        ATTENTION,
+        "return attn.q_norm(_split_heads(attn, q, 1)[0])",
+        "return _split_heads(attn, q, 1)[0]",
+        EXACT,
+    ),
+    Mutant(
+        "key_norm_out_of_the_graph",
+        ATTENTION,
+        "*_parameters(attn.k_norm))",
+        "*())",
+        (*TRAINING, "-k", "two_processes"),
+    ),
+    Mutant(
+        "gate_forgotten",
+        ATTENTION,
+        "out = out * gate(x).sigmoid()",
+        "pass",
+        ("tests/method/test_attention.py",),
+    ),
+    Mutant(
+        "renormalised_backwards", VIT, "(m - m0) / s0", "(m0 - m) / s0", (*TRAINING, "-k", "renormalisation")
+    ),
     Mutant("delta_forgotten", BACKWARD, "probs * (dprobs - delta[None, :])", "probs * dprobs", ACCURACY),
 ]
 
@@ -162,7 +239,7 @@ def survives(mutant: Mutant) -> bool:
         path.write_text(text.replace(mutant.old, mutant.new))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
         result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-    if result.returncode not in (0, 1):  # anything but "passed" and "failed" is no verdict
+    if result.returncode > 1:  # neither passed, nor failed, nor killed by a signal: no verdict
         raise SystemExit(f"{mutant.name}: pytest could not run\n{result.stdout}{result.stderr}")
     return result.returncode == 0
 

@@ -1,5 +1,6 @@
 """What every kernel needs on every GPU, read from programs compiled ahead of time without one."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -35,11 +36,11 @@ def reports():
 def test_every_kernel_gpu_and_arithmetic_is_among_the_programs(reports):
     cases = {tuple(report["case"].split("-")[:3]) for report in reports}
     kernels, gpus = ("fwd", "dq", "dkdv"), ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
-    assert cases == {(kernel, gpu, dtype) for kernel in kernels for gpu in gpus for dtype in ("bf16", "fp32")}
+    assert cases == set(itertools.product(kernels, gpus, ("bf16", "fp32")))
 
 
 def test_nothing_spills(reports):
-    assert {r["case"]: r["spills"] for r in reports if r["spills"] > r["spills_allowed"]} == {}
+    assert {r["case"]: r["spills"] for r in reports if r["spills"] > 0} == {}
 
 
 def test_shared_memory_is_under_the_limit(reports):
