@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
 
 from bench.demo.cost import measure
 from bench.demo.digits import load_parts
-from bench.demo.experiment import DEFAULT, QUICK, VARIANTS, Settings, run_all
+from bench.demo.experiment import DEFAULT, MEASURED, PLAIN, QUICK, STOPPED, Settings, run_all
 from bench.demo.plots import draw_all
 from bench.demo.report import Row, conclusions, summarise, table
 from bench.demo.training import Result, Run, accuracy, pretrain
@@ -32,12 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source_accuracy = accuracy(source, parts.source_test)
     results = run_all(settings, source, output)
     timing = replace(settings.finetuning, steps=settings.timed_steps)
-    costs = measure(VARIANTS, source, parts.target_pool, timing)
+    costs = measure(MEASURED, source, parts.target_pool, timing)
+    costs[STOPPED] = costs[PLAIN]
 
     rows = summarise(settings, results, costs)
     sentences = conclusions(rows, settings)
     print(f"\nThe source classifies {source_accuracy:.1%} of unseen digits 0-4 correctly.\n")
-    print(table(rows, settings), *sentences, sep="\n\n")
+    print(table(rows, settings), *(fill(sentence, width=100) for sentence in sentences), sep="\n\n")
     plots = draw_all(rows, output)
     metrics = _metrics(settings, source_accuracy, results, rows, sentences)
     metrics["seconds"] = round(time.perf_counter() - start, 1)
@@ -90,6 +92,7 @@ def _metrics(
         "source_accuracy": source_accuracy,
         "runs": [{**asdict(run), "steps": run.steps, **asdict(result)} for run, result in results.items()],
         "rows": [asdict(row) for row in rows],
+        "table": table(rows, settings),
         "conclusions": list(sentences),
     }
 

@@ -1,8 +1,11 @@
 """What a step of each variant costs: by the clock, and counted."""
 
+import copy
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +44,7 @@ class Cost:
 def measure(
     variants: Sequence[Variant], source: nn.Module, images: Images, recipe: Recipe
 ) -> dict[Variant, Cost]:
-    """Cost of every variant, on one core.
+    """Cost of a step of every variant, on one core.
 
     Args:
         variants: Those to measure, relative to the first.
@@ -51,14 +54,12 @@ def measure(
     """
     batch = images.take(torch.arange(recipe.batch_size))
     times = step_times(variants, source, batch, recipe)
-    plain = variants[0]
-    plain_flops, plain_bytes = counts(plain, source, batch.pixels)
+    counts = relative_counts(variants, source, batch.pixels)
+    plain_time = float(np.median(times[variants[0]]))
     costs = {}
     for variant in variants:
         p20, p50, p80 = np.quantile(times[variant], (0.2, 0.5, 0.8)).tolist()
-        flops, kept = counts(variant, source, batch.pixels)
-        ratio = p50 / float(np.median(times[plain]))
-        costs[variant] = Cost(p20, p50, p80, ratio, flops / plain_flops, kept / plain_bytes)
+        costs[variant] = Cost(p20, p50, p80, p50 / plain_time, *counts[variant])
     return costs
 
 
@@ -80,23 +81,39 @@ def step_times(
     return {variant: ms[WARMUP:] for variant, ms in times.items()}
 
 
-def counts(variant: Variant, source: nn.Module, pixels: Tensor) -> tuple[float, float]:
-    """FLOPs of a step and bytes it keeps for the backward, expected over the coins.
+def relative_counts(
+    variants: Sequence[Variant], source: nn.Module, pixels: Tensor
+) -> dict[Variant, tuple[float, float]]:
+    """FLOPs of a step and bytes it keeps for the backward, expected over the coins, relative to the first."""
+    models = {variant: prepare(variant, source, seed=0)[1].train() for variant in variants}
+    plain_flops, plain_bytes = count(models[variants[0]], pixels)
+    counts: dict[Variant, tuple[float, float]] = {}
+    for variant, model in models.items():
+        if variant.p is None:
+            step = count(model, pixels)
+            counts[variant] = (step[0] / plain_flops, step[1] / plain_bytes)
+
+    ours = [variant for variant in variants if variant.p is not None]
+
+    @functools.cache  # what a draw costs does not depend on how likely it is
+    def of_draw(coins: Sequence[bool]) -> tuple[int, int]:
+        return count(models[ours[0]], pixels, coins=coins)
+
+    probabilities = [variant.p for variant in ours if variant.p is not None]
+    depth = ARCHITECTURE["depth"]
+    flops_of = relative_costs(depth, lambda coins: of_draw(coins)[0], plain_flops, probabilities)
+    bytes_of = relative_costs(depth, lambda coins: of_draw(coins)[1], plain_bytes, probabilities)
+    for variant, (flops, _), (kept, _) in zip(ours, flops_of, bytes_of, strict=True):
+        counts[variant] = (flops, kept)
+    return counts
+
+
+def count(model: nn.Module, pixels: Tensor, **options: Any) -> tuple[int, int]:
+    """FLOPs of a step and bytes its forward keeps; options go to `model.forward`.
 
     FLOPs are counted on the meta device: torch's counter does not know the attention of the CPU.
     """
-    _, model = prepare(variant, source, seed=0)
-    model.train()
     frozen = model.source.parameters() if isinstance(model, StochCA) else ()
-    parameters = [*model.parameters(), *frozen]
-
-    def forward(images: Tensor, coins: Sequence[bool]) -> Tensor:
-        return model(images, coins=coins) if isinstance(model, StochCA) else model(images)
-
-    def expected(count: Callable[[Sequence[bool]], int]) -> float:
-        [(mean, _)] = relative_costs(ARCHITECTURE["depth"], count, 1, [variant.p or 0.0])
-        return mean
-
-    kept = expected(lambda coins: saved_bytes(lambda: forward(pixels, coins), parameters))
-    model.to("meta")
-    return expected(lambda coins: step_flops(lambda: forward(pixels.to("meta"), coins))), kept
+    kept = saved_bytes(lambda: model(pixels, **options), [*model.parameters(), *frozen])
+    on_meta = copy.deepcopy(model).to("meta")
+    return step_flops(lambda: on_meta(pixels.to("meta"), **options)), kept

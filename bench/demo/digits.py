@@ -1,5 +1,6 @@
 """The images: scikit-learn's handwritten digits, 0-4 for the source and 5-9 for the target."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ class Labels:
 
     Args:
         per_class: Images of each class.
-        noise: Share of all labels that is replaced by another class, at random.
+        noise: Share of all labels that is replaced by a random class, which may be the right one.
     """
 
     per_class: int
@@ -76,20 +77,24 @@ class Task(NamedTuple):
     Args:
         train: Its images, with the labels that are trained on.
         clean_labels: `[N]`, what those images show.
+        replaced: Rows of `train` whose label was replaced.
         batches: Rows of `train` in each step, `[steps, batch_size]`.
+        seed: Of the augmentation.
     """
 
     train: Images
     clean_labels: Tensor
+    replaced: Tensor
     batches: Tensor
+    seed: int
 
 
 def draw_task(pool: Images, labels: Labels, steps: int, batch_size: int, seed: int) -> Task:
-    """Draw a seed's training images, its wrong labels and its batches.
+    """Draw a seed's training images, its replaced labels and its batches.
 
     Args:
         pool: Where the images come from.
-        labels: How many, and how many wrong.
+        labels: How many, and how many are replaced.
         steps: Number of batches.
         batch_size: Images in each, drawn with replacement.
         seed: Decides all of it.
@@ -98,24 +103,29 @@ def draw_task(pool: Images, labels: Labels, steps: int, batch_size: int, seed: i
     order = torch.randperm(len(pool.labels), generator=generator)
     rows = torch.cat([order[pool.labels[order] == c][: labels.per_class] for c in range(NUM_CLASSES)])
     clean = pool.labels[rows]
-    wrong = torch.randperm(len(rows), generator=generator)[: round(labels.noise * len(rows))]
-    shift = torch.randint(1, NUM_CLASSES, (len(wrong),), generator=generator)
+    replaced = torch.randperm(len(rows), generator=generator)[: round(labels.noise * len(rows))]
     noisy = clean.clone()
-    noisy[wrong] = (clean[wrong] + shift) % NUM_CLASSES
+    noisy[replaced] = torch.randint(NUM_CLASSES, (len(replaced),), generator=generator)
     batches = torch.randint(len(rows), (steps, batch_size), generator=generator)
-    return Task(pool.take(rows)._replace(labels=noisy), clean, batches)
+    return Task(pool.take(rows)._replace(labels=noisy), clean, replaced, batches, seed)
 
 
-def augment(pixels: Tensor, generator: Generator) -> Tensor:
-    """Rotate, scale, move and blur each image `[N, 1, 8, 8]` by its own random amounts, and add noise."""
+def augment(pixels: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Rotate, scale and move each image by its own random amounts, and add noise.
+
+    Args:
+        pixels: `[N, 1, 8, 8]`.
+        strength: 1 is up to 20 degrees, 15 % and one pixel, and a standard deviation of 0.2.
+        generator: Decides the amounts.
+    """
     count = len(pixels)
 
     def uniform(bound: float, *shape: int) -> Tensor:
-        return (torch.rand(count, *shape, generator=generator) * 2 - 1) * bound
+        return (torch.rand(count, *shape, generator=generator) * 2 - 1) * bound * strength
 
-    angle, scale = uniform(0.35), 1 + uniform(0.15)  # 0.35 rad is 20 degrees
+    angle, scale = uniform(math.radians(20)), 1 + uniform(0.15)
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(count, 2, 2)
-    theta = torch.cat([rotation * scale[:, None, None], uniform(0.25, 2, 1)], dim=2)  # 0.25 is one pixel
+    theta = torch.cat([rotation * scale[:, None, None], uniform(2 / 8, 2, 1)], dim=2)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
     moved = F.grid_sample(pixels + 1, grid, align_corners=False) - 1
-    return moved + 0.2 * torch.randn(pixels.shape, generator=generator)
+    return moved + 0.2 * strength * torch.randn(pixels.shape, generator=generator)

@@ -67,7 +67,7 @@ def mechanism(figure: Figure, rows: Sequence[Row]) -> None:
 def cost(figure: Figure, rows: Sequence[Row]) -> None:
     """Step time, FLOPs and saved bytes relative to plain fine-tuning; share of the source that ran."""
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    over_p = _over_p(rows)
+    over_p = _over_p(rows)[1:]
     positions = range(len(over_p))
     quantities: list[tuple[str, str, str, Callable[[Row], float]]] = [
         ("median step time, measured", ORANGE, "s-", lambda row: row.cost.time),
@@ -76,7 +76,7 @@ def cost(figure: Figure, rows: Sequence[Row]) -> None:
     ]
     for label, color, marker, value in quantities:
         left.plot(positions, [value(row) for row in over_p], marker, color=color, label=label)
-    left.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
+    left.axhline(1, color=GREY, linewidth=0.8, linestyle=":", label="plain fine-tuning")
     left.set_ylim(bottom=0)
     left.set_ylabel("cost of a step, plain = 1")
     left.legend(loc="lower left")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -10,7 +10,7 @@ import torch
 from timm.models import VisionTransformer
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -38,6 +38,7 @@ class Recipe:
         steps: Number of batches.
         batch_size: Images in each.
         lr: Peak learning rate.
+        augmentation: Strength, see `augment`.
         weight_decay: AdamW's.
         warmup: Length of the warm-up, as a share of the steps.
     """
@@ -45,6 +46,7 @@ class Recipe:
     steps: int
     batch_size: int
     lr: float
+    augmentation: float
     weight_decay: float = 0.05
     warmup: float = 0.05
 
@@ -74,7 +76,7 @@ class Run:
         variant: The way.
         labels: What it is trained on.
         recipe: How it is optimised.
-        seed: Of the images, wrong labels, batches, head and coins.
+        seed: Of the images, replaced labels, batches, augmentation, head and coins.
     """
 
     variant: Variant
@@ -119,7 +121,7 @@ def pretrain(images: Images, recipe: Recipe, seed: int = 0) -> VisionTransformer
     model = build_model(seed)
     generator = torch.Generator().manual_seed(seed)
     batches = torch.randint(len(images.labels), (recipe.steps, recipe.batch_size), generator=generator)
-    data = ((augment(images.pixels[rows], generator), images.labels[rows]) for rows in batches)
+    data = augmented(images, batches, recipe.augmentation, generator)
     for _ in tqdm(train(model, data, recipe), "pretrain on digits 0-4", recipe.steps, unit="step"):
         pass
     return model.eval()
@@ -129,10 +131,10 @@ def finetune(run: Run, parts: Parts, source: nn.Module) -> tuple[Result, nn.Modu
     """Fine-tune the source on the target's digits; return the numbers and the plain timm target."""
     target, model = prepare(run.variant, source, run.seed)
     task = draw_task(parts.target_pool, run.labels, run.recipe.steps, run.recipe.batch_size, run.seed)
-    recipe = Recipe(run.steps, run.recipe.batch_size, run.recipe.lr)
+    recipe = replace(run.recipe, steps=run.steps)
     fractions = [
         model.plan.source_fraction if isinstance(model, StochCA) and model.plan else 0.0
-        for _ in train(model, task_batches(task, run.steps), recipe)
+        for _ in train(model, task_batches(task, recipe), recipe)
     ]
     reader = StochCA(target, source)
     result = Result(
@@ -158,9 +160,17 @@ def prepare(variant: Variant, source: nn.Module, seed: int) -> tuple[nn.Module, 
     return target, StochCA(target, copy.deepcopy(source), p=variant.p, seed=seed)
 
 
-def task_batches(task: Task, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels and labels of the first `steps` batches."""
-    return ((task.train.pixels[rows], task.train.labels[rows]) for rows in task.batches[:steps])
+def task_batches(task: Task, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels and labels of as many of the task's batches as the recipe has steps."""
+    generator = torch.Generator().manual_seed(task.seed)
+    return augmented(task.train, task.batches[: recipe.steps], recipe.augmentation, generator)
+
+
+def augmented(
+    images: Images, batches: Tensor, strength: float, generator: Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented pixels, and labels, of rows `[steps, batch_size]`."""
+    return ((augment(images.pixels[rows], strength, generator), images.labels[rows]) for rows in batches)
 
 
 def train(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]], recipe: Recipe) -> Iterator[int]:
