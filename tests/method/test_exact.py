@@ -1,5 +1,6 @@
 """What the lockstep computes is what the straightforward full computation computes."""
 
+import collections
 import itertools
 
 import pytest
@@ -144,10 +145,18 @@ def test_patch_embedding_has_zero_gradient_where_all_blocks_cross():
 
 @pytest.mark.parametrize("coins", ALL_COINS, ids=["".join("SC"[c] for c in coins) for coins in ALL_COINS])
 def test_the_source_runs_no_further_than_needed(coins):
-    """Weights of the source that nothing should read are NaN: they must not show."""
+    """Weights of the source that nothing should read are NaN: they must not show. Nor may a module run for nothing."""
     model = make_model()
-    reference = model(make_images(), coins=coins)
     needed = max((i + 1 for i, coin in enumerate(coins) if coin), default=0)
+    ran = collections.Counter()
+    modules = {"stem": [model.source.patch_embed]}
+    modules["norm1"] = [block.norm1 for block in model.source.blocks]
+    modules["mlp"] = [block.mlp for block in model.source.blocks]
+    for name, instances in modules.items():
+        for module in instances:
+            module.register_forward_hook(lambda *_, name=name: ran.update([name]))
+    reference = model(make_images(), coins=coins)
+    assert (ran["stem"], ran["norm1"], ran["mlp"]) == (needed > 0, needed, max(needed - 1, 0))
     with torch.no_grad():
         for i, block in enumerate(model.source.blocks):
             if i + 1 < needed:
@@ -212,6 +221,15 @@ def test_the_triton_kernels_train_the_same_model(variant):
         for name, grad in gradients[0].items():
             scale = gradients[1][name].abs().max().item()
             torch.testing.assert_close(grad, gradients[1][name], rtol=1e-4, atol=1e-5 * (1 + scale))
+
+
+def test_drop_path_is_timms_own():
+    model = make_model(drop_path_rate=0.5, stochca={"class_rows": False})
+    torch.manual_seed(0)
+    ours = model(make_images(batch=8), coins=(False,) * 4)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours, model.target(make_images(batch=8)), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(ours, model.eval()(make_images(batch=8)))
 
 
 def test_drop_path_and_dropout_act_on_the_target_alone():
