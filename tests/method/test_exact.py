@@ -145,7 +145,7 @@ def test_patch_embedding_has_zero_gradient_where_all_blocks_cross():
 
 @pytest.mark.parametrize("coins", ALL_COINS, ids=["".join("SC"[c] for c in coins) for coins in ALL_COINS])
 def test_the_source_runs_no_further_than_needed(coins):
-    """Weights of the source that nothing should read are NaN: they must not show. Nor may a module run for nothing."""
+    """No module of the source runs for nothing, and weights that nothing should read do not show."""
     model = make_model()
     needed = max((i + 1 for i, coin in enumerate(coins) if coin), default=0)
     ran = collections.Counter()
