@@ -48,7 +48,7 @@ _TABLE: dict[tuple[str, str, str], tuple[Tiles, Tiles]] = {
     ("dq", "gfx942", "ieee"): (Tiles(32, 32, 4, 1, "compiled"), Tiles(32, 16, 4, 1, "compiled")),
     ("dkdv", "sm_80", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 32, 8, 2, "compiled")),
     ("dkdv", "sm_90", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 8, 2, "compiled")),
-    ("dkdv", "sm_100", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 8, 2, "compiled")),
+    ("dkdv", "sm_100", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
     ("dkdv", "sm_120", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 32, 8, 2, "compiled")),
     ("dkdv", "gfx942", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
     ("dkdv", "nvidia", "tf32"): (Tiles(16, 32, 4, 2, "compiled"), Tiles(16, 16, 8, 2, "compiled")),

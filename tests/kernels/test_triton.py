@@ -180,11 +180,11 @@ def test_samples_that_read_the_source_get_exactly_zero_dk_and_dv():
 def test_outliers_stay_finite_and_right(scale):
     x = inputs_of(Shape(2, 1, 70, 70, 70, 32, torch.float32), scale=scale)
     coin = coins_of(2)
-    actual, eager = run(x, coin, "triton"), run(x, coin, "reference")
-    exact = run(x.to(torch.float64), coin, "reference")
+    actual, exact = run(x, coin, "triton"), run(x.to(torch.float64), coin, "reference")
     for name in actual:
-        assert actual[name].isfinite().all(), name
-        assert_close_to_exact(actual[name], eager[name], exact[name])
+        # A log-sum-exp of several hundred is rounded as such, and the backward starts from it.
+        error = (actual[name] - exact[name]).abs().max()
+        assert error < 5e-5 * exact[name].abs().max(), name
 
 
 def test_logits_far_below_zero_stay_finite():
