@@ -69,9 +69,10 @@ def render(text: str) -> str:
     for name, section in SECTIONS.items():
         body = section(json.loads((RESULTS / f"{name}.json").read_text()))
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, found = re.subn(pattern, lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"README.md must have one section <!-- {name} -->, found {found}")
+        match = re.search(pattern, text, flags=re.DOTALL)
+        if match is None:
+            raise ValueError(f"README.md must have a section <!-- {name} --> ... <!-- /{name} -->")
+        text = f"{text[: match.start()]}{match[1]}{body}\n{match[2]}{text[match.end() :]}"
     return text
 
 

@@ -91,6 +91,8 @@ def stochca_attention(
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
+    if not isinstance(q, Tensor):
+        raise TypeError(f"q must be a tensor, got {type(q).__name__}")
     _check_coin(q, use_source)
     can_autocast = q.device.type != "meta"
     if can_autocast and torch.is_autocast_enabled(q.device.type):

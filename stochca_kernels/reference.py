@@ -1,4 +1,4 @@
-"""The definition of the operator, in the shortest eager code: what every other implementation is tested by."""
+"""The definition of the operator, in the shortest eager code: every other implementation is tested by it."""
 
 import math
 

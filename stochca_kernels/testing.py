@@ -1,6 +1,6 @@
 """Inputs and the error budget that tests and benchmarks share."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,14 +46,22 @@ def make_inputs(
     return Inputs(q, (k, v), (source_k, source_v), source_q)
 
 
-def assert_close_to_exact(actual: Tensor, eager: Tensor, exact: Tensor, *, factor: float = 2.0) -> None:
-    """Assert that the largest error of `actual` is at most `factor` times eager torch's in the same dtype.
+def assert_close_to_exact(
+    actual: Tensor,
+    eager: Tensor,
+    exact: Tensor,
+    *,
+    factor: float = 2.0,
+    measure: Literal["max", "rms"] = "max",
+) -> None:
+    """Assert that the error of `actual` is at most `factor` times eager torch's in the same dtype.
 
     Args:
         actual: What is tested.
         eager: Plain eager torch in the same dtype.
         exact: The float64 result.
         factor: How often eager's error is allowed.
+        measure: The largest error of all elements, or its root mean square, which varies less with the inputs.
 
     One rounding of the largest exact value to the dtype is always allowed: eager may hit it exactly by luck.
     """
@@ -61,6 +69,7 @@ def assert_close_to_exact(actual: Tensor, eager: Tensor, exact: Tensor, *, facto
     assert actual.shape == exact.shape
     if exact.numel() == 0:
         return
-    error, budget = ((t.double() - exact).abs().max().item() for t in (actual, eager))
+    errors = [(t.double() - exact).abs() for t in (actual, eager)]
+    error, budget = (e.max().item() if measure == "max" else e.square().mean().sqrt().item() for e in errors)
     rounding = torch.finfo(actual.dtype).eps * exact.abs().max().item()
     assert error <= factor * budget + rounding, f"error {error:.3g}, eager torch has {budget:.3g}"
