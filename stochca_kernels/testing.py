@@ -61,7 +61,7 @@ def assert_close_to_exact(
         eager: Plain eager torch in the same dtype.
         exact: The float64 result.
         factor: How often eager's error is allowed.
-        measure: The largest error of all elements, or its root mean square, which varies less with the inputs.
+        measure: The largest error of all elements, or its root mean square, which depends less on the draw.
 
     One rounding of the largest exact value to the dtype is always allowed: eager may hit it exactly by luck.
     """
