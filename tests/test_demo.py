@@ -28,7 +28,7 @@ def test_quick_run_writes_everything_it_names(output: Path) -> None:
     metrics = json.loads((output / "metrics.json").read_text())
     assert [row["name"] for row in metrics["rows"]] == [variant.name for variant in VARIANTS]
     assert len(metrics["runs"]) == QUICK.seeds * (len(VARIANTS) + 1 + len(STOCHCA))
-    assert {"machine", "versions", "commit", "dirty"} <= metrics["environment"].keys()
+    assert {"machine", "versions", "commit", "dirty", "settings"} <= metrics.keys()
     assert all(variant.name in metrics["table"] for variant in VARIANTS)
     for name in ("accuracy.png", "mechanism.png", "cost.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")

@@ -88,7 +88,7 @@ def _metrics(
 ) -> dict[str, Any]:
     return {
         "settings": asdict(settings),
-        "environment": environment(),
+        **environment(),
         "source_accuracy": source_accuracy,
         "runs": [{**asdict(run), "steps": run.steps, **asdict(result)} for run, result in results.items()],
         "rows": [asdict(row) for row in rows],

@@ -154,7 +154,7 @@ def conclusions(rows: Sequence[Row], settings: Settings) -> list[str]:
         _cost(ours),
         "Limits: one small model and data set, in a setting chosen in earlier trials because plain "
         "fine-tuning learns some of the wrong labels there; without augmentation, or with more, no "
-        "variant stood out. This shows that the method runs and what it changes, not what it gains elsewhere.",
+        "variant stood out. It shows that the method runs and what it changes, not what it gains elsewhere.",
     ]
 
 
