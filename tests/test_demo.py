@@ -130,11 +130,11 @@ def test_paired_differences_are_seed_by_seed() -> None:
     assert paired.error == pytest.approx(1 / 3**0.5)
 
 
-def test_default_has_at_least_eight_seeds_per_variant() -> None:
-    for labels, variants in ((DEFAULT.noisy, VARIANTS), (DEFAULT.clean, [PLAIN, *STOCHCA])):
+def test_default_has_enough_seeds_for_every_variant() -> None:
+    for labels, least, variants in ((DEFAULT.noisy, 8, VARIANTS), (DEFAULT.clean, 5, [PLAIN, *STOCHCA])):
         for variant in variants:
             seeds = {run.seed for run in DEFAULT.runs() if (run.variant, run.labels) == (variant, labels)}
-            assert len(seeds) >= 8
+            assert len(seeds) >= least
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--steps", "3"], ["--workers", "0"]])

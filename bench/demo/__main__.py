@@ -53,7 +53,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.demo", description="Fine-tune a small ViT on scikit-learn's digits."
     )
     parser.add_argument("--output", default="runs/demo", help="folder; what an earlier demo left is replaced")
-    parser.add_argument("--seeds", type=_at_least(2), help=f"how many (default: {DEFAULT.seeds})")
+    parser.add_argument(
+        "--seeds", type=_at_least(2), help="how many (default: 8, of which 6 on clean labels)"
+    )
     parser.add_argument(
         "--steps", type=_at_least(4), help=f"of a fine-tuning run (default: {DEFAULT.finetuning.steps})"
     )
@@ -76,7 +78,8 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _settings(args: argparse.Namespace) -> Settings:
     base = QUICK if args.quick else DEFAULT
     finetuning = replace(base.finetuning, steps=args.steps or base.finetuning.steps)
-    return replace(base, seeds=args.seeds or base.seeds, workers=args.workers, finetuning=finetuning)
+    settings = replace(base, workers=args.workers, finetuning=finetuning)
+    return replace(settings, seeds=args.seeds, clean_seeds=args.seeds) if args.seeds else settings
 
 
 def _metrics(

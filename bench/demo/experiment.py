@@ -32,6 +32,7 @@ class Settings:
 
     Args:
         seeds: How many; each has its own training images, replaced labels, batches, head and coins.
+        clean_seeds: How many of them are trained on clean labels too.
         noisy: The labels of the accuracy comparison.
         clean: The labels of the mechanism.
         pretraining: Of the source.
@@ -41,6 +42,7 @@ class Settings:
     """
 
     seeds: int
+    clean_seeds: int
     noisy: Labels
     clean: Labels
     pretraining: Recipe
@@ -52,14 +54,18 @@ class Settings:
         """Every variant on partly wrong labels, then plain and StochCA on clean ones; seed by seed."""
         return [
             Run(variant, labels, self.finetuning, seed)
-            for labels, variants in ((self.noisy, VARIANTS), (self.clean, [PLAIN, *STOCHCA]))
-            for seed in range(self.seeds)
+            for labels, seeds, variants in (
+                (self.noisy, self.seeds, VARIANTS),
+                (self.clean, self.clean_seeds, [PLAIN, *STOCHCA]),
+            )
+            for seed in range(seeds)
             for variant in variants
         ]
 
 
 DEFAULT = Settings(
     seeds=8,
+    clean_seeds=6,
     noisy=Labels(per_class=20, noise=0.4),
     clean=Labels(per_class=10, noise=0.0),
     pretraining=Recipe(steps=800, batch_size=32, lr=1e-3, augmentation=1.0),
@@ -70,6 +76,7 @@ DEFAULT = Settings(
 QUICK = replace(
     DEFAULT,
     seeds=2,
+    clean_seeds=2,
     pretraining=replace(DEFAULT.pretraining, steps=50),
     finetuning=replace(DEFAULT.finetuning, steps=12),
     timed_steps=10,

@@ -46,7 +46,7 @@ def accuracy(figure: Figure, rows: Sequence[Row]) -> None:
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlabel("StochCA's p, and controls")
     axes.set_ylabel("test accuracy, %")
-    axes.set_title(f"Partly wrong labels\n{_error_bars(rows)}", fontsize=11)
+    axes.set_title(f"Partly wrong labels\n{_error_bars(rows[0].noisy)}", fontsize=11)
 
 
 def mechanism(figure: Figure, rows: Sequence[Row]) -> None:
@@ -60,7 +60,7 @@ def mechanism(figure: Figure, rows: Sequence[Row]) -> None:
     axes.set_xticks(range(len(over_p)), [_p_label(row) for row in over_p])
     axes.set_xlabel("StochCA's p in training")
     axes.set_ylabel("test accuracy, %")
-    axes.set_title(f"Clean labels\n{_error_bars(rows)}", fontsize=11)
+    axes.set_title(f"Clean labels\n{_error_bars(alone[0])}", fontsize=11)
     axes.legend(loc="lower right")
 
 
@@ -101,9 +101,8 @@ def _p_label(row: Row) -> str:
     return "plain" if row.p is None else str(row.p)
 
 
-def _error_bars(rows: Sequence[Row]) -> str:
-    count = len(rows[0].noisy.values)
-    return f"mean and standard deviation over n = {count} seeds, which are the small dots"
+def _error_bars(quantity: Paired) -> str:
+    return f"mean and standard deviation over n = {len(quantity.values)} seeds, which are the small dots"
 
 
 def _series(

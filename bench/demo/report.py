@@ -175,8 +175,8 @@ def _controls(ours: Sequence[Row], controls: Sequence[Row]) -> str:
     best = max(ours, key=lambda row: row.noisy.mean)
     ahead = [row.name for row in controls if row.noisy.mean >= best.noisy.mean]
     verdict = (
-        f"{' and '.join(f'{name!r}' for name in ahead)} did as well as {best.name} or better: nothing "
-        "here is particular to StochCA"
+        f"{' and '.join(f'{name!r}' for name in ahead)} did as well as {best.name} or better: what it does "
+        "against wrong labels is not particular to it"
         if ahead
         else f"neither reached the mean of {best.name} in this run"
     )
