@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +62,18 @@ def counts(result: dict[str, Any]) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {"counts": counts}
+def demo(result: dict[str, Any]) -> str:
+    """What the demo printed."""
+    conclusions = "\n".join(
+        f"- {fill(sentence, width=108, subsequent_indent='  ')}" for sentence in result["conclusions"]
+    )
+    return (
+        f"```text\n{result['table']}\n```\n\n{conclusions}\n\n"
+        f"<sub>{result['machine']}; {provenance(result)}; {result['seconds']:.0f} s</sub>"
+    )
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {"counts": counts, "demo": demo}
 
 
 def render(text: str) -> str:

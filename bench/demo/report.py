@@ -66,8 +66,8 @@ def summarise(settings: Settings, results: Mapping[Run, Result], costs: Mapping[
     """One row per variant, plain first."""
 
     def collect(variant: Variant, labels: Labels, quantity: str) -> list[float]:
-        runs = [Run(variant, labels, settings.finetuning, seed) for seed in range(settings.seeds)]
-        return [100 * getattr(results[run], quantity) for run in runs if run in results]
+        runs = [run for run in results if (run.variant, run.labels) == (variant, labels)]
+        return [100 * getattr(results[run], quantity) for run in runs]
 
     def paired(variant: Variant, labels: Labels, quantity: str) -> Paired | None:
         values = collect(variant, labels, quantity)
@@ -152,9 +152,9 @@ def conclusions(rows: Sequence[Row], settings: Settings) -> list[str]:
         _controls(ours, controls),
         _mechanism(by_name[PLAIN.name], ours, settings),
         _cost(ours),
-        "Limits: one small model and data set, in a setting chosen in earlier trials because plain "
-        "fine-tuning learns some of the wrong labels there; without augmentation, or with more, no "
-        "variant stood out. It shows that the method runs and what it changes, not what it gains elsewhere.",
+        "Limits: one small model and data set, in a setting chosen in earlier trials (on other seeds) "
+        "because plain fine-tuning learns some of the wrong labels there; without augmentation, or with "
+        "more, no variant stood out. It shows that the method runs and what it changes, not what it gains elsewhere.",
     ]
 
 
