@@ -154,7 +154,8 @@ def conclusions(rows: Sequence[Row], settings: Settings) -> list[str]:
         _cost(ours),
         "Limits: one small model and data set, in a setting chosen in earlier trials (on other seeds) "
         "because plain fine-tuning learns some of the wrong labels there; without augmentation, or with "
-        "more, no variant stood out. It shows that the method runs and what it changes, not what it gains elsewhere.",
+        "more, no variant stood out. It shows that the method runs and what it changes, not what it gains "
+        "elsewhere.",
     ]
 
 
