@@ -8,7 +8,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import timm
@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.environment import environment
 from stochca import StepPlan, StochCA
+from stochca.block import source_step
+from stochca.vit import stem
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,22 @@ class Cost:
 
     Args:
         p: Probability that a block reads the source.
-        flops: Expected FLOPs of forward and backward.
-        flops_max: The largest over all draws.
-        flops_all_rows: Expected FLOPs where every token is computed, as average pooling needs it.
+        full_source: FLOPs where the whole source runs in every step and nothing is left out.
+        truncated_source: Expected FLOPs where the source stops at the last block that is read.
+        flops_all_rows: Expected FLOPs where, besides, what reads the source projects no K, V of its own.
+        flops: Expected FLOPs with all savings: besides, only the class row is computed where only it is read.
+        flops_max: The largest of these over all draws.
         saved_bytes: Expected bytes kept for the backward.
         saved_bytes_max: The largest over all draws.
         source_fraction: Expected share of the source's blocks that ran.
     """
 
     p: float
+    full_source: float
+    truncated_source: float
+    flops_all_rows: float
     flops: float
     flops_max: float
-    flops_all_rows: float
     saved_bytes: float
     saved_bytes_max: float
     source_fraction: float
@@ -125,6 +131,32 @@ def vit_flops(
     )
 
 
+def source_flops(name: str, probabilities: Sequence[float]) -> tuple[float, list[float]]:
+    """FLOPs of the source relative to a step of plain fine-tuning: all of it, and as far as it is read."""
+    with torch.device("meta"):
+        model = StochCA(timm.create_model(name, num_classes=10))
+        images = torch.empty(1, *model.target.pretrained_cfg["input_size"])
+    blocks = model.source.blocks
+    baseline = step_flops(lambda: model.target(images))
+
+    def run(num_blocks: int) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            if num_blocks:
+                x = stem(model.source, images)
+                for i, block in enumerate(blocks[:num_blocks]):
+                    _, x = source_step(block, x, need_kv=True, advance=i + 1 < num_blocks)
+        return counter.get_total_flops()
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.source.forward_features(images)
+    by_length = [run(n) for n in range(len(blocks) + 1)]
+    expected = [
+        sum(probability(coins, p) * by_length[StepPlan(coins).source_blocks] for coins in draws(len(blocks)))
+        for p in probabilities
+    ]
+    return counter.get_total_flops() / baseline, [flops / baseline for flops in expected]
+
+
 def vit_saved_bytes(name: str, probabilities: Sequence[float]) -> list[tuple[float, float]]:
     """Expected and largest bytes kept for the backward relative to plain fine-tuning, SDPA on both sides."""
     model = StochCA(timm.create_model(name, num_classes=10), impl="sdpa").train()
@@ -146,9 +178,20 @@ def expected_source_fraction(depth: int, p: float) -> float:
 def count(name: str, depth: int, probabilities: Sequence[float]) -> list[Cost]:
     """All counts of one model."""
     flops, all_rows = vit_flops(name, probabilities), vit_flops(name, probabilities, class_rows=False)
+    whole, truncated = source_flops(name, probabilities)
     kept = vit_saved_bytes(name, probabilities)
     return [
-        Cost(p, *flops[i], all_rows[i][0], *kept[i], expected_source_fraction(depth, p))
+        Cost(
+            p=p,
+            full_source=1 + whole,
+            truncated_source=1 + truncated[i],
+            flops_all_rows=all_rows[i][0],
+            flops=flops[i][0],
+            flops_max=flops[i][1],
+            saved_bytes=kept[i][0],
+            saved_bytes_max=kept[i][1],
+            source_fraction=expected_source_fraction(depth, p),
+        )
         for i, p in enumerate(probabilities)
     ]
 
@@ -167,13 +210,21 @@ def main() -> None:
         result = {"model": args.model, "costs": [asdict(cost) for cost in costs], **environment()}
         args.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{args.model}: cost of a training step over that of plain timm fine-tuning, counted")
-    print(f"{'p':>4}  {'FLOPs':>22}  {'saved bytes':>13}  {'source run':>10}")
-    print(f"{'':>4}  {'mean':>6} {'max':>6} {'all rows':>8}  {'mean':>6} {'max':>6}  {'mean':>10}")
+    header = (
+        "p",
+        "full source",
+        "truncated",
+        "no own K,V",
+        "class rows",
+        "max",
+        "bytes",
+        "max",
+        "source run",
+    )
+    print("  ".join(f"{name:>11}" for name in header))
     for cost in costs:
-        print(
-            f"{cost.p:4.1f}  {cost.flops:6.3f} {cost.flops_max:6.3f} {cost.flops_all_rows:8.3f}  "
-            f"{cost.saved_bytes:6.3f} {cost.saved_bytes_max:6.3f}  {cost.source_fraction:10.1%}"
-        )
+        p, *ratios, fraction = astuple(cost)
+        print("  ".join([f"{p:11g}", *(f"{ratio:11.3f}" for ratio in ratios), f"{fraction:11.1%}"]))
 
 
 if __name__ == "__main__":

@@ -32,32 +32,25 @@ def provenance(result: dict[str, Any]) -> str:
 
 
 def counts(result: dict[str, Any]) -> str:
-    """Counted cost of a step."""
-    header = [
-        "p",
-        "FLOPs, mean",
-        "largest",
-        "FLOPs without class rows",
-        "bytes kept, mean",
-        "largest",
-        "source run",
-    ]
+    """Counted cost of a step, saving by saving."""
+    header = ["p", "full source", "truncated source", "no own K, V", "class rows", "bytes kept", "source run"]
     rows = [
         [
             f"{cost['p']:g}",
-            f"{cost['flops']:.3f}",
-            f"{cost['flops_max']:.3f}",
+            f"{cost['full_source']:.3f}",
+            f"{cost['truncated_source']:.3f}",
             f"{cost['flops_all_rows']:.3f}",
-            f"{cost['saved_bytes']:.3f}",
-            f"{cost['saved_bytes_max']:.3f}",
+            f"**{cost['flops']:.3f}** (max {cost['flops_max']:.3f})",
+            f"**{cost['saved_bytes']:.3f}** (max {cost['saved_bytes_max']:.3f})",
             f"{cost['source_fraction']:.0%}",
         ]
         for cost in result["costs"]
     ]
     return (
         f"Cost of a training step of `{result['model']}` over that of plain timm fine-tuning, *counted*,\n"
-        "not timed: forward and backward FLOPs, and bytes of activations kept for the backward, as exact\n"
-        "expectation and largest value over all draws of the coins (`python -m bench.counts`).\n\n"
+        "not timed (`python -m bench.counts`). First FLOPs, forward and backward, as savings are added from\n"
+        "left to right; then, with all of them, bytes of activations kept for the backward, and how much of\n"
+        "the source ran. Exact expectations, and maxima, over all draws of the coins.\n\n"
         f"{table(header, rows)}\n\n<sub>{provenance(result)}</sub>"
     )
 

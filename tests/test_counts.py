@@ -23,6 +23,15 @@ def test_step_flops_of_vit_b_stay_within_their_bounds():
         assert largest < 1.334, "the full source in lockstep costs 1.334 in every step"
 
 
+def test_the_source_costs_a_third_of_a_step_and_less_the_earlier_it_stops():
+    whole, expected = counts.source_flops(VIT_B, [0.0, 0.1, 0.5, 1.0])
+    assert whole == pytest.approx(1 / 3, abs=2e-3)
+    assert expected[0] == 0
+    assert expected == sorted(expected)
+    assert 0.40 < expected[1] / whole < 0.42
+    assert expected[3] < whole
+
+
 def test_no_draw_saves_more_bytes_than_plain_fine_tuning():
     model = StochCA(timm.create_model(VIT_B, num_classes=10), impl="sdpa").train()
     images = torch.zeros(1, 3, 224, 224)
