@@ -137,9 +137,11 @@ def select_impl(device: torch.device, dtype: torch.dtype, head_dim: int) -> tupl
         return "sdpa", "triton is not installed"
     if (capability := _compute_capability(device)) < (8, 0):
         return "sdpa", f"the Triton kernels need compute capability 8.0, {device} has {capability}"
-    if dtype not in _TRITON_DTYPES:
-        return "sdpa", f"the Triton kernels take float16, bfloat16 and float32, the dtype is {dtype}"
-    return "triton", f"NVIDIA GPU, {dtype}, head size {head_dim}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return "sdpa", f"the Triton kernels are selected for 16-bit inputs alone, the dtype is {dtype}"
+    if head_dim not in HEAD_DIMS:
+        return "sdpa", f"the Triton kernels take head sizes 16 to 128 in steps of 8, got {head_dim}"
+    return "triton", f"{device} has compute capability {capability}, inputs are {dtype}"
 
 
 @torch.compiler.assume_constant_result

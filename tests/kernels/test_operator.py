@@ -1,6 +1,7 @@
 """The contract of `stochca_attention`, whichever implementation runs it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stochca_kernels import Projection, stochca_attention
+from stochca_kernels.attention import select_impl
 from stochca_kernels.testing import Inputs, assert_close_to_exact, make_inputs
 
 pytestmark = [
@@ -292,3 +294,22 @@ assert not any(name.partition(".")[0] == "triton" for name in sys.modules)
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "head_dim", "impl", "reason"),
+    [
+        ("cpu", None, torch.bfloat16, 64, "sdpa", "the device is cpu"),
+        ("cuda", (9, 0), torch.bfloat16, 64, "triton", r"capability \(9, 0\), inputs are torch.bfloat16"),
+        ("cuda", (8, 0), torch.float16, 72, "triton", "torch.float16"),
+        ("cuda", (7, 5), torch.float16, 64, "sdpa", r"needs? compute capability 8.0, cuda has \(7, 5\)"),
+        ("cuda", (9, 0), torch.float32, 64, "sdpa", "the dtype is torch.float32"),
+        ("cuda", (9, 0), torch.bfloat16, 20, "sdpa", "got 20"),
+    ],
+)
+def test_auto_says_what_it_runs_and_why(monkeypatch, device, capability, dtype, head_dim, impl, reason):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    selected, why = select_impl(torch.device(device), dtype, head_dim)
+    assert selected == impl
+    assert re.search(reason, why)
