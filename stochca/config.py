@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009 (`_option` makes a dataclass field)
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -108,7 +109,9 @@ class DeviceOptions:
     device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
     amp: bool = _option(False, "mixed precision")
     amp_dtype: Literal["bfloat16", "float16"] = _option("bfloat16", "lower precision of --amp")
-    workers: int = _option(4, "processes that load images; 0 loads them in the main one", "-j")
+    workers: int = _option(
+        min(4, os.cpu_count() or 1), "processes that load images; 0 loads them in the main one", "-j"
+    )
 
 
 @dataclass(kw_only=True)
