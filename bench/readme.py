@@ -50,8 +50,8 @@ def counts(result: dict[str, Any]) -> str:
         f"Cost of a training step of `{result['model']}` over that of plain timm fine-tuning, *counted*,\n"
         "not timed (`python -m bench.counts`). First FLOPs, forward and backward, as savings are added from\n"
         "left to right; then, with all of them, bytes of activations kept for the backward, and how much of\n"
-        "the source ran. Exact expectations, and maxima, over all draws of the coins. Models with average or\n"
-        "attention pooling have no class rows to spare: their FLOPs are those of the column before.\n\n"
+        "the source ran. Exact expectations, and maxima, over all draws of the coins. Models with average\n"
+        "or attention pooling have no class rows to spare: their FLOPs are those of the column before.\n\n"
         f"{table(header, rows)}\n\n<sub>{provenance(result)}</sub>"
     )
 
