@@ -4,8 +4,15 @@
 
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+# What timm resizes with, in training as in evaluation.
+INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
+
+# The largest that NumPy's global generator takes.
+MAX_SEED = 2**32 - 1
 
 
 def _option(default: Any, text: str, *aliases: str) -> Any:
@@ -151,10 +158,22 @@ class FinetuneOptions(
                 "lr warmup_lr min_lr weight_decay head_lr_mult warmup_epochs warmup_steps workers"
                 " recovery_interval seed color_jitter"
             ),
-            unit="drop_path smoothing hflip reprob layer_decay crop_pct",
+            unit="drop_path smoothing hflip reprob",
+            share="layer_decay crop_pct",
         )
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"--clip-grad must be positive, got {self.clip_grad}")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"--seed must be at most {MAX_SEED}, got {self.seed}")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise ValueError(f"--std must be positive, got {self.std}")
+        _check_range("scale", self.scale, 1.0, "above 0 and at most 1")
+        _check_range("ratio", self.ratio, sys.float_info.max, "above 0")
+        if self.interpolation not in (None, *INTERPOLATIONS):
+            raise ValueError(
+                f"--interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation}"
+            )
+        _check_model_kwargs(self.model_kwargs)
 
 
 @dataclass(kw_only=True)
@@ -165,7 +184,7 @@ class EvaluateOptions(DeviceOptions, DatasetOptions):
     json: bool = _option(False, "print the result as JSON")
 
     def __post_init__(self) -> None:
-        _check(self, at_least_one="batch_size", not_negative="workers", unit="")
+        _check(self, at_least_one="batch_size", not_negative="workers")
 
 
 @dataclass(kw_only=True)
@@ -199,7 +218,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check(options: Any, at_least_one: str, not_negative: str, unit: str) -> None:
+def _check(options: Any, at_least_one: str, not_negative: str, unit: str = "", share: str = "") -> None:
     def refuse(names: str, wanted: str, is_bad: Any) -> None:
         for name in names.split():
             value = getattr(options, name)
@@ -209,3 +228,21 @@ def _check(options: Any, at_least_one: str, not_negative: str, unit: str) -> Non
     refuse(at_least_one, "at least 1", lambda value: value < 1)
     refuse(not_negative, "at least 0", lambda value: not value >= 0)
     refuse(unit, "between 0 and 1", lambda value: not 0 <= value <= 1)
+    refuse(share, "above 0 and at most 1", lambda value: not 0 < value <= 1)
+
+
+def _check_range(name: str, values: list[float], highest: float, wanted: str) -> None:
+    if len(values) != 2 or not 0 < values[0] <= values[1] <= highest:
+        raise ValueError(f"{flag(name)} must be two numbers {wanted}, the lower one first, got {values}")
+
+
+def _check_model_kwargs(model_kwargs: dict[str, Any]) -> None:
+    if model_kwargs.get("in_chans", 3) != 3:
+        raise ValueError(
+            f"in_chans in --model-kwargs must be 3, as images are read as RGB, got {model_kwargs['in_chans']}"
+        )
+    names = {field.name for field in dataclasses.fields(FinetuneOptions)}
+    for key in model_kwargs:
+        name = {"drop_path_rate": "drop_path"}.get(key, key)
+        if name in names:
+            raise ValueError(f"{key} in --model-kwargs has a flag of its own: give it as {flag(name)}")

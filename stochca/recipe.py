@@ -64,7 +64,7 @@ def open_splits(options: FinetuneOptions) -> tuple[Images, Images]:
 def resolve_preparation(options: FinetuneOptions, target: nn.Module) -> dict[str, Any]:
     """Size, normalisation, crop and interpolation of the images: the options', else the model's."""
     given = {name: getattr(options, name) for name in ("mean", "std", "crop_pct", "interpolation")}
-    given["img_size"] = options.img_size or options.model_kwargs.get("img_size")
+    given["img_size"] = options.img_size
     for name in ("mean", "std"):
         if given[name] is not None and len(given[name]) not in (1, 3):
             raise ValueError(f"--{name} must be one number or one per channel (3), got {given[name]}")

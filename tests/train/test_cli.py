@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +12,8 @@ import pytest
 import yaml
 
 from stochca.cli import main
-from stochca.config import EvaluateOptions, FinetuneOptions, InfoOptions, flag
-from stochca.train import finetune
+from stochca.config import INTERPOLATIONS, EvaluateOptions, FinetuneOptions, InfoOptions, flag
+from stochca.train import Trainer, finetune
 
 
 def arguments_of(options: FinetuneOptions) -> list[str]:
@@ -130,6 +132,25 @@ def test_an_unknown_key_in_a_config_file_is_named(tmp_path, capsys):
     assert "leraning_rate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--interpolation", "foo"],
+        ["--scale", "0.5"],
+        ["--std", "0"],
+        ["--model-kwargs", "{in_chans: 1}"],
+        ["--seed", str(2**64)],
+    ],
+    ids=lambda arguments: arguments[0].lstrip("-"),
+)
+def test_a_bad_option_is_one_line_and_code_2(arguments, capsys):
+    assert main(["finetune", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("stochca finetune: ")
+    assert errors.count("\n") == 1
+    assert arguments[0] in errors
+
+
 def test_abbreviated_flags_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["finetune", "--batch", "3"])
@@ -180,11 +201,59 @@ def test_what_the_user_can_mend_is_one_line_and_code_2(make_options, capsys, cha
         ("steps", 0),
         ("clip_grad", 0.0),
         ("smoothing", -0.1),
+        ("scale", [0.5]),
+        ("scale", [0.5, 0.1]),
+        ("scale", [0.0, 1.0]),
+        ("scale", [0.5, 1.1]),
+        ("ratio", [0.0, 1.0]),
+        ("ratio", [2.0, 1.0]),
+        ("ratio", [1.0, math.inf]),
+        ("ratio", [0.5, 1.0, 2.0]),
+        ("std", [0.5, 0.0, 0.5]),
+        ("crop_pct", 0.0),
+        ("crop_pct", 1.5),
+        ("layer_decay", 0.0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("interpolation", "foo"),
+        ("interpolation", "random"),
     ],
 )
 def test_a_value_out_of_range_is_named_by_its_flag(name, value):
-    with pytest.raises(ValueError, match=f"{flag(name)} must be .*, got {value}"):
+    with pytest.raises(ValueError, match=rf"^{flag(name)} must be .*, got {re.escape(str(value))}$"):
         FinetuneOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale", [1.0, 1.0]),
+        ("ratio", [1.0, 1.0]),
+        ("crop_pct", 1.0),
+        ("layer_decay", 1.0),
+        ("seed", 2**32 - 1),
+        *(("interpolation", value) for value in INTERPOLATIONS),
+    ],
+)
+def test_the_ends_of_the_ranges_run(make_options, name, value):
+    Trainer(make_options(**{name: value})).run()
+
+
+@pytest.mark.parametrize(
+    ("model_kwargs", "message"),
+    [
+        ({"in_chans": 1}, "in_chans in --model-kwargs must be 3, as images are read as RGB, got 1"),
+        ({"num_classes": 3}, "num_classes in --model-kwargs has a flag of its own: give it as --num-classes"),
+        ({"drop_path_rate": 0.3}, "drop_path_rate in --model-kwargs .* give it as --drop-path$"),
+        ({"img_size": 32}, "img_size in --model-kwargs .* --img-size"),
+        ({"p": 0.3}, "p in --model-kwargs .* --p$"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_arguments_of_the_model_that_are_set_elsewhere_are_refused(model_kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneOptions(model_kwargs=model_kwargs)
+    FinetuneOptions(model_kwargs={"in_chans": 3, "depth": 2})
 
 
 def test_a_run_writes_the_options_that_repeat_it_and_resumes_by_its_folder_alone(make_options, capsys):
