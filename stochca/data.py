@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import ImageDataset, create_dataset, create_loader
+from timm.data import ImageDataset, create_dataset, create_loader, create_transform
 from torch.utils.data import Dataset, Sampler
 
 # What Pillow raises on a damaged file.
@@ -164,16 +164,19 @@ def open_images(
 
     Raises:
         FileNotFoundError: The folder, or the split in it, is missing.
-        ValueError: No images, no class folders, or a dataset that cannot be read by index.
+        ValueError: No images, no class folders, or a dataset that is not known or cannot be read by index.
     """
     if dataset.lower().startswith(_STREAMS):
         raise ValueError(
             f"--dataset {dataset} is a stream; a run that can be resumed at any step needs a dataset that is "
             "read by index: an image folder, a tar file, torch/... or hfds/..."
         )
-    is_folder = dataset.lower() in ("torch/folder", "torch/image_folder") or not dataset.lower().startswith(
-        ("torch/", "hfds/")
-    )
+    if dataset.lower() not in ("", "tar") and not dataset.lower().startswith(("torch/", "hfds/")):
+        # timm reads the folder whatever the name is.
+        raise ValueError(
+            f"--dataset must be torch/..., hfds/..., or empty for a folder or a tar file, got {dataset}"
+        )
+    is_folder = dataset.lower() in ("", "tar", "torch/folder", "torch/image_folder")
     if is_folder:
         _check_folder(data_dir)
     try:
@@ -219,6 +222,14 @@ def number_of_classes(images: Images, num_classes: int | None) -> int:
     if num_classes not in (None, len(images.classes)):
         raise ValueError(f"--num-classes is {num_classes}, but the dataset has {len(images.classes)} classes")
     return len(images.classes)
+
+
+def check_auto_augment(policy: str | None) -> None:
+    """Raise a ValueError for a policy of `--aa` that timm does not know."""
+    try:
+        create_transform(is_training=True, auto_augment=policy)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"--aa {policy} is not a policy of timm: {error}") from error
 
 
 def make_loader(

@@ -16,14 +16,15 @@ from stochca.data import Images, check_classes, make_loader, open_images
 
 def resolve_device(name: str) -> torch.device:
     """The device of a name; "auto" is the GPU if there is one."""
-    if name == "auto":
-        name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore[union-attr] # available
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind, count = (accelerator.type, torch.accelerator.device_count()) if accelerator else ("", 0)
     try:
-        device = torch.device(name)
+        device = torch.device((kind or "cpu") if name == "auto" else name)
     except RuntimeError as error:
         raise ValueError(f"--device {name} is not a device: {error}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name} is not there, this machine has {torch.cuda.device_count()} GPUs")
+    if device.type != "cpu" and (device.type != kind or (device.index or 0) >= count):
+        held = f"cpu and {kind}, {count} of it" if kind else "cpu alone"
+        raise ValueError(f"--device {name} is not there, this machine has {held}")
     return device
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import stochca
 from stochca import checkpoint as files
 from stochca.config import FinetuneOptions, changed_options
-from stochca.data import check_classes, make_loader, number_of_classes
+from stochca.data import check_auto_augment, check_classes, make_loader, number_of_classes
 from stochca.evaluation import autocast, evaluate, resolve_device
 from stochca.progress import Interrupted, Log, RunningMeans, StopRequest, tensorboard
 from stochca.recipe import (
@@ -44,6 +44,7 @@ class Trainer:
         if options.resume is not None:
             resume = Path(options.resume)
             options = dataclasses.replace(options, output=str(resume.parent if resume.is_file() else resume))
+        check_auto_augment(options.aa)
         self.options = options
         self.output = Path(options.output)
         state = files.open_output(self.output, resume=options.resume is not None)

@@ -167,6 +167,11 @@ def test_abbreviated_flags_are_refused(capsys):
         ({"p": [0.1, 0.2, 0.3]}, "one per block (2)"),
         ({"device": "cuda:7"}, "--device cuda:7 is not there"),
         ({"device": "abacus"}, "--device abacus is not a device"),
+        ({"device": "meta"}, "--device meta is not there, this machine has cpu"),
+        ({"aa": "foo"}, "--aa foo is not a policy of timm: Unknown AA policy foo"),
+        ({"aa": "rand-x3"}, "--aa rand-x3 is not a policy of timm"),
+        ({"aa": "rand-m9.5"}, "--aa rand-m9.5 is not a policy of timm"),
+        ({"dataset": "foo/bar"}, "--dataset must be torch/..., hfds/..., or empty"),
         ({"model": "vit_of_nobody"}, "cannot create vit_of_nobody: Unknown model"),
         ({"model": "resnet18", "img_size": None, "model_kwargs": {}}, "got ResNet"),
         ({"model_kwargs": {"dept": 2}}, "unexpected keyword argument 'dept'"),
@@ -189,7 +194,7 @@ def test_what_the_user_can_mend_is_one_line_and_code_2(make_options, capsys, cha
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.startswith("stochca finetune: ")
-    assert "Traceback" not in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,12 @@ def test_streams_are_refused(dataset):
         open_images("anywhere", dataset, "train", is_training=True)
 
 
+@pytest.mark.parametrize("dataset", ["foo/bar", "image_folder", "torch", "tor/cifar10"])
+def test_a_name_that_timm_would_ignore_is_refused(folder, dataset):
+    with pytest.raises(ValueError, match=f"--dataset must be .*, got {dataset}"):
+        open_images(str(folder), dataset, "train", is_training=True)
+
+
 def test_an_unknown_torchvision_dataset_is_named(folder):
     with pytest.raises(ValueError, match="torch/nothing is not known"):
         open_images(str(folder), "torch/nothing", "train", is_training=True)
