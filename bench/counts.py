@@ -144,7 +144,7 @@ def source_flops(name: str, probabilities: Sequence[float]) -> tuple[float, list
             if num_blocks:
                 x = stem(model.source, images)
                 for i, block in enumerate(blocks[:num_blocks]):
-                    _, x = source_step(block, x, need_kv=True, advance=i + 1 < num_blocks)
+                    _, x = source_step(block, x, True, i + 1 < num_blocks)
         return counter.get_total_flops()
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import TypeAlias
 
-import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -62,18 +61,15 @@ def target_step(
     Returns:
         Tokens `[B, num_rows or N, C]`.
     """
-    if coin is True and num_rows is not None:
-        x = x[:, :num_rows]  # the other tokens are neither queries nor keys
     out = cross_attention(block.attn, block.norm1(x), source_kv, coin, num_queries=num_rows, impl=impl)
     x = x if num_rows is None else x[:, :num_rows]
     return _residuals(block, x, out, masks)
 
 
-@torch.no_grad()
 def source_step(
-    block: Block, x: Tensor, *, need_kv: bool, advance: bool, few_queries: bool = False, impl: Impl = "auto"
+    block: Block, x: Tensor, need_kv: bool, advance: bool, few_queries: bool = False, impl: Impl = "auto"
 ) -> tuple[KV, Tensor]:
-    """Run as much of a block of the frozen source as anything needs.
+    """Run as much of a block of the frozen source as anything needs. Call it under `torch.no_grad`.
 
     Args:
         block: timm's block, in eval mode.
@@ -87,7 +83,7 @@ def source_step(
         The source's keys and values or None, and its tokens after the block where `advance`, else unchanged.
     """
     if not need_kv:
-        return None, block(x) if advance else x
+        return None, target_step(block, x, None, False, impl=impl) if advance else x
     y = block.norm1(x)
     source_kv = key_value(block.attn, y)
     pair = source_kv

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stochca.attention import Coin
 from stochca.block import drop_path_masks, source_step, target_step
+from stochca.compile import CompiledPerCase
 from stochca.plan import CoinSampler, Mode, Per, Rng, Schedule, StepPlan, replay
 from stochca.vit import TimmViT, check_drivable, check_pair, num_class_rows, renormalization, stem
 from stochca_kernels.attention import Impl
@@ -29,7 +30,11 @@ class StochCA(nn.Module):
 
     The target stays a plain timm model: save, publish and export `model.target`. The source is no
     submodule: it is in no state dict, no optimizer and no moving average, and stays in eval mode. It does
-    follow `.to()`, and copying or pickling the whole object restores both.
+    follow `.to()`, and copying or pickling the whole object restores both, a moving average's copy included:
+    average `model.target` to hold one model.
+
+    In training, `forward` drives the parts of the blocks itself: hooks on a block or on its attention as a
+    whole run in eval mode alone.
 
     Args:
         target: A timm `VisionTransformer` or `NaFlexVit` built of timm's `Block` and `Attention`.
@@ -78,6 +83,8 @@ class StochCA(nn.Module):
             source = copy.deepcopy(target)
         check_drivable(source)
         check_pair(target, source)
+        if impl not in get_args(Impl):
+            raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
         self.target = target
         self._unregistered = [source.eval().requires_grad_(False)]
         self.coins = CoinSampler(p, len(target.blocks), per=per, mode=mode, seed=seed, rng=rng)
@@ -126,27 +133,47 @@ class StochCA(nn.Module):
         """The frozen source."""
         return self._unregistered[0]
 
-    def forward(self, images: Tensor, coins: Sequence[Coin] | None = None) -> Tensor:
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """As timm's: normalisation and size of the images, which timm's data functions read here."""
+        return self.target.pretrained_cfg
+
+    @property
+    def num_classes(self) -> int:
+        """As timm's."""
+        return self.target.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """As timm's."""
+        return self.target.num_features
+
+    def forward(self, images: Tensor, coins: Sequence[Coin] | None = None, **timm_kwargs: Any) -> Tensor:
         """Logits of a batch.
 
         Args:
             images: `[B, 3, H, W]`, normalised as the target's `pretrained_cfg` says.
             coins: Replays a draw: one bool, or one bool tensor `[B]`, per block. In eval mode too, where
                 without coins this is exactly `self.target(images)`. None draws, in training.
+            timm_kwargs: Go to the target in eval mode, `attn_mask` for instance; refused in training.
 
         Returns:
             What timm's `forward_head` returns, usually `[B, num_classes]`.
         """
         if not self.training and coins is None:
-            return self.target(images)
+            return self.target(images, **timm_kwargs)
+        _refuse(timm_kwargs)
         num_rows = num_class_rows(self.target) if self.class_rows else None
         tokens, _ = self._lockstep(images, coins, num_rows)
         return self.forward_head(self.target.norm(tokens))
 
-    def forward_features(self, images: Tensor, coins: Sequence[Coin] | None = None) -> Tensor:
-        """All tokens `[B, N, C]` after the final norm, as timm's `forward_features`."""
+    def forward_features(
+        self, images: Tensor, coins: Sequence[Coin] | None = None, **timm_kwargs: Any
+    ) -> Tensor:
+        """All tokens `[B, N, C]` after the final norm, as timm's; arguments as `forward`'s."""
         if not self.training and coins is None:
-            return self.target.forward_features(images)
+            return self.target.forward_features(images, **timm_kwargs)
+        _refuse(timm_kwargs)
         return self.target.norm(self._lockstep(images, coins)[0])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -162,7 +189,9 @@ class StochCA(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
         coins: Sequence[Coin] | None = None,
+        **timm_kwargs: Any,
     ) -> Any:
         """Tokens after some of the blocks, as timm's `forward_intermediates`, in training with StochCA.
 
@@ -174,12 +203,23 @@ class StochCA(nn.Module):
             stop_early: Run no block after the last one asked for.
             output_fmt: "NCHW" or "NLC".
             intermediates_only: Leave out the final tokens.
+            output_dict: Return a dictionary with timm's keys.
             coins: As in `forward`.
+            timm_kwargs: As in `forward`.
         """
         if not self.training and coins is None:
             return self.target.forward_intermediates(
-                images, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
+                images,
+                indices,
+                return_prefix_tokens,
+                norm,
+                stop_early,
+                output_fmt,
+                intermediates_only,
+                output_dict,
+                **timm_kwargs,
             )
+        _refuse(timm_kwargs)
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f'output_fmt must be "NCHW" or "NLC", got {output_fmt!r}')
         taps, last = feature_take_indices(len(self.target.blocks), indices)
@@ -192,6 +232,11 @@ class StochCA(nn.Module):
             embed = getattr(self.target, "patch_embed", None) or self.target.embeds
             height, width = embed.dynamic_feat_size(images.shape[-2:])
             patches = [t.transpose(1, 2).unflatten(2, (height, width)).contiguous() for t in patches]
+        if output_dict:
+            named = {"image_intermediates": patches}
+            if return_prefix_tokens and split:
+                named["image_intermediates_prefix"] = prefixes
+            return named if intermediates_only else {**named, "image_features": self.target.norm(tokens)}
         result = list(zip(patches, prefixes, strict=True)) if return_prefix_tokens and split else patches
         return result if intermediates_only else (self.target.norm(tokens), result)
 
@@ -204,6 +249,8 @@ class StochCA(nn.Module):
         stop: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Advance target and source block by block; return the target's last tokens, and those at `taps`."""
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor (B, C, H, W) in training, got {type(images).__name__}")
         if images.ndim != 4:
             raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
         depth = len(self.target.blocks)
@@ -222,14 +269,13 @@ class StochCA(nn.Module):
             rows = num_rows if i >= plan.first_class_row_block else None
             source_kv: KV = None
             if i < plan.source_blocks:
-                source_kv, x0 = self._source_step(
-                    self.source.blocks[i],
-                    x0,
-                    need_kv=coin is not False,
-                    advance=i + 1 < plan.source_blocks,
-                    few_queries=rows is not None,
-                    impl=self.impl,
-                )
+                advance = i + 1 < plan.source_blocks
+                with torch.no_grad():
+                    source_kv, x0 = self._source_step(
+                        self.source.blocks[i], x0, coin is not False, advance, rows is not None, self.impl
+                    )
+            if coin is True and rows is not None:
+                x, rows = x[:, :rows], None  # the other tokens are neither queries nor keys
             step = (self.target.blocks[i], x, source_kv, coin, masks[i], rows, self.impl)
             x = (
                 checkpoint(self._target_step, *step, use_reentrant=False)
@@ -250,11 +296,12 @@ class StochCA(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the step of a block, which all blocks share; arguments go to `torch.compile`.
 
-        The whole model is not one graph: its coins change with every step. Names of parameters stay as
-        they are.
+        The target has one graph for self- and one for cross-attention, and with class-token pooling one more
+        of each for the class rows; the source one for each way it is needed. The whole model is not one
+        graph: its coins change with every step. Names of parameters stay as they are.
         """
-        self._target_step = torch.compile(target_step, *args, **kwargs)
-        self._source_step = torch.compile(source_step, *args, **kwargs)
+        self._target_step = CompiledPerCase(target_step, *args, **kwargs)
+        self._source_step = CompiledPerCase(source_step, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StochCA":
         super()._apply(fn, recurse)
@@ -281,6 +328,11 @@ class StochCA(nn.Module):
         """As timm's."""
         self.target.reset_classifier(num_classes, global_pool)
 
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        """As timm's, for target and source."""
+        self.target.set_input_size(*args, **kwargs)
+        self.source.set_input_size(*args, **kwargs)
+
     def no_weight_decay(self) -> set[str]:
         """As timm's, under this module's parameter names."""
         return {f"target.{name}" for name in self.target.no_weight_decay()}
@@ -299,3 +351,8 @@ class StochCA(nn.Module):
             else [(prefixed(pattern), key) for pattern, key in patterns]
             for group, patterns in matcher.items()
         }
+
+
+def _refuse(timm_kwargs: dict[str, Any]) -> None:
+    if timm_kwargs:
+        raise TypeError(f"StochCA takes no {', '.join(timm_kwargs)} in training")

@@ -149,9 +149,12 @@ def replay(coins: Sequence[Coin], depth: int, batch_size: int) -> StepPlan:
                     f"coins[{i}] must be a bool or a torch.bool tensor of shape ({batch_size},), got "
                     f"{coin.dtype} of shape {tuple(coin.shape)}"
                 )
-        elif not isinstance(coin, bool | Blend):
+        elif isinstance(coin, Blend):
+            if coin.kind not in get_args(Mode)[1:] or not 0 <= coin.alpha <= 1:
+                raise ValueError(f"coins[{i}] must mix, sum or concat with alpha from 0 to 1, got {coin}")
+        elif not isinstance(coin, bool | np.bool_):
             raise TypeError(f"coins[{i}] must be a bool or a bool tensor, got {type(coin).__name__}")
-    return StepPlan(tuple(coins))
+    return StepPlan(tuple(bool(coin) if isinstance(coin, np.bool_) else coin for coin in coins))
 
 
 def _blend(mode: Literal["mix", "sum", "concat"], share: float) -> Coin:

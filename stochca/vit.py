@@ -1,5 +1,6 @@
 """What StochCA relies on in a timm Vision Transformer, and which models it refuses, with the reason."""
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import timm
@@ -94,26 +95,39 @@ def renormalization(target: TimmViT, source: TimmViT) -> tuple[list[float], list
     statistics = [tuple(config.get(key) or ()) for config in configs for key in ("mean", "std")]
     if not all(statistics) or statistics[:2] == statistics[2:]:
         return None
+    if {len(values) for values in statistics} != {target.in_chans}:
+        raise ValueError(
+            "source and target are normalised differently, but their pretrained_cfg has not one mean and one "
+            f"std for each of the {target.in_chans} input channels: {statistics}"
+        )
     channels = list(zip(*statistics, strict=True))
     return [s / s0 for _, s, _, s0 in channels], [(m - m0) / s0 for m, _, m0, s0 in channels]
 
 
 def _description(model: TimmViT) -> dict[str, object]:
     """What must agree for block `l` of one model to read block `l` of the other."""
-    embed = model.embeds if isinstance(model, NaFlexVit) else model.patch_embed
-    block = model.blocks[0]
-    attn = block.attn
+    embed, tokens = (model.embeds,) * 2 if isinstance(model, NaFlexVit) else (model.patch_embed, model)
+    parts: dict[str, Callable[[Block], object]] = {
+        "heads": lambda block: block.attn.num_heads,
+        "head size": lambda block: block.attn.head_dim,
+        "norm": lambda block: type(block.norm1).__name__,
+        "norm of queries": lambda block: type(block.attn.q_norm).__name__,
+        "norm of keys": lambda block: type(block.attn.k_norm).__name__,
+    }
     return {
         "family": type(model).__name__,
         "depth": len(model.blocks),
         "width": model.embed_dim,
-        "heads": attn.num_heads,
-        "head size": attn.head_dim,
-        "norm": type(block.norm1).__name__,
-        "norm of queries": type(attn.q_norm).__name__,
-        "norm of keys": type(attn.k_norm).__name__,
+        **{name: _common([part(block) for block in model.blocks]) for name, part in parts.items()},
         "norm before the blocks": type(model.norm_pre).__name__,
+        "class token": getattr(tokens, "cls_token", None) is not None,
         "prefix tokens": model.num_prefix_tokens,
+        "input channels": model.in_chans,
         "image size": getattr(embed, "img_size", None),
         "patch size": embed.patch_size,
     }
+
+
+def _common(values: list[object]) -> object:
+    """The value that all blocks have, or all their values."""
+    return values[0] if all(value == values[0] for value in values) else values

@@ -1,6 +1,5 @@
 """The operator's contract: what it computes, what it accepts, and which implementation runs it."""
 
-import contextlib
 import importlib.util
 import os
 from typing import Literal, get_args, overload
@@ -8,7 +7,7 @@ from typing import Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from stochca_kernels.projection import KV, Projection, project
+from stochca_kernels.projection import KV, Projection, project, zero_where
 from stochca_kernels.reference import attention_reference
 from stochca_kernels.sdpa import attention_sdpa
 
@@ -78,8 +77,9 @@ def stochca_attention(
         `source_q` also the source's output `[B, H, Ns, D]`.
 
         Gradients reach `q`, and the tensors of `kv` where the coin is false; elsewhere they are exactly
-        zero. The source is a constant. Under autocast, inputs are cast to the autocast dtype; softmax and
-        its log-sum-exp are float32 or better.
+        zero. The source is a constant. Under autocast, inputs are cast to the autocast dtype. Softmax and
+        its log-sum-exp are float32 or better; where few query rows meet a `Projection`, scores are rounded
+        to the inputs' dtype first, as in eager torch.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -93,9 +93,10 @@ def stochca_attention(
         raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
     if not isinstance(q, Tensor):
         raise TypeError(f"q must be a tensor, got {type(q).__name__}")
+    if q.ndim != 4:
+        raise ValueError(f"q must have shape (B, H, Nq, D), got {tuple(q.shape)}")
     _check_coin(q, use_source)
-    can_autocast = q.device.type != "meta"
-    if can_autocast and torch.is_autocast_enabled(q.device.type):
+    if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, source_q = _cast(q, dtype), None if source_q is None else _cast(source_q, dtype)
         kv, source_kv = _cast_side(kv, dtype), _cast_side(source_kv, dtype)
@@ -105,17 +106,14 @@ def stochca_attention(
         impl = _select_for(q, kv, source_kv, use_source)
 
     unused: list[Tensor] = []
-    if use_source is True:
+    if use_source is True or impl == "reference":  # which takes the samples one by one
         unused = [t for t in _tensors(kv) if t.requires_grad]
+    if use_source is True:
         kv = None
     elif use_source is False and source_q is None:
         source_kv = None
-    with torch.autocast(q.device.type, enabled=False) if can_autocast else contextlib.nullcontext():
-        if impl == "triton":
-            out, source_out = _attention_triton(q, kv, source_kv, use_source, source_q, scale)
-        else:
-            implementation = attention_sdpa if impl == "sdpa" else attention_reference
-            out, source_out = implementation(q, kv, source_kv, use_source, source_q, scale)
+    implementation = {"triton": _attention_triton, "sdpa": attention_sdpa, "reference": attention_reference}
+    out, source_out = implementation[impl](q, kv, source_kv, use_source, source_q, scale)
     out = _token_major(keep_in_graph(out, *unused))
     return out if source_out is None else (out, _token_major(source_out))
 
@@ -168,6 +166,8 @@ def _attention_triton(
         raise ValueError(f'impl="triton" needs float16, bfloat16 or float32, got {q.dtype}')
     from stochca_kernels.autograd import attention_triton
 
+    if isinstance(kv, Projection) and isinstance(use_source, Tensor):
+        kv = zero_where(kv, use_source)
     own, source = (
         project(side, q.shape[1]) if isinstance(side, Projection) else side for side in (kv, source_kv)
     )
@@ -214,11 +214,15 @@ def _tensors(side: KV) -> list[Tensor]:
     return [t for t in side or () if t is not None]
 
 
+def _name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
 def _check_coin(q: Tensor, use_source: bool | Tensor) -> None:
     if isinstance(use_source, bool):
         return
     if not isinstance(use_source, Tensor):
-        raise TypeError(f"use_source must be a bool or a bool tensor, got {type(use_source).__name__}")
+        raise TypeError(f"use_source must be a bool or a bool tensor, got {_name(use_source)}")
     if use_source.dtype != torch.bool or use_source.shape != q.shape[:1] or use_source.device != q.device:
         raise ValueError(
             f"use_source must be a torch.bool tensor of shape ({q.shape[0]},) on {q.device}, got "
@@ -227,8 +231,8 @@ def _check_coin(q: Tensor, use_source: bool | Tensor) -> None:
 
 
 def _check(q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, source_q: Tensor | None) -> None:
-    if q.ndim != 4:
-        raise ValueError(f"q must have shape (B, H, Nq, D), got {tuple(q.shape)}")
+    if q.shape[1] < 1:
+        raise ValueError("q must have at least one head, got none")
     if not q.is_floating_point():
         raise ValueError(f"q must be floating point, got {q.dtype}")
     if q.shape[3] not in HEAD_DIMS:

@@ -24,6 +24,19 @@ KV: TypeAlias = tuple[Tensor, Tensor] | Projection | None
 """One side of the operator: a pair `(k, v)` of `[B, H, N, D]`, a `Projection`, or None where unused."""
 
 
+def zero_where(side: KV, coin: Tensor) -> KV:
+    """One side with zeros in the samples whose coin `[B]` is true.
+
+    What is not selected is replaced before anything is computed from it, not after: a NaN there would come
+    back as 0 * NaN in a backward.
+    """
+    assert side is not None
+    if isinstance(side, Projection):
+        return side._replace(x=side.x.masked_fill(coin[:, None, None], 0))
+    k, v = (t.masked_fill(coin[:, None, None, None], 0) for t in side)
+    return k, v
+
+
 def project(projection: Projection, num_heads: int) -> tuple[Tensor, Tensor]:
     """Compute keys and values, two views `[B, H, N, D]` of one packed `[B, N, 2, H, D]` product."""
     packed = F.linear(*projection).unflatten(-1, (2, num_heads, -1))

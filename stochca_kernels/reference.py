@@ -40,6 +40,8 @@ def attention_reference(
     source_out = None if source_q is None else attend(source_q, *pair(source_kv), scale)[0]
     if isinstance(use_source, bool):
         return attend(q, *pair(source_kv if use_source else kv), scale)[0], source_out
+    if isinstance(kv, Projection):  # the weight's gradient is a sum over samples, and 0 * NaN is NaN
+        kv = kv._replace(x=torch.where(use_source[:, None, None], 0, kv.x))
     own, source = pair(kv), pair(source_kv)
     out = torch.zeros_like(q)
     for b, coin in enumerate(use_source.tolist()):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stochca_kernels.projection import KV, Projection, project
+from stochca_kernels.projection import KV, Projection, project, zero_where
 
 
 def attention_sdpa(
@@ -33,8 +33,6 @@ def attention_sdpa(
     source_out = None if source_q is None else _attend(source_q, source_kv, scale)
     if isinstance(use_source, bool):
         return _attend(q, source_kv if use_source else kv, scale), source_out
-    # The unselected side is replaced before anything is computed from it, not after: a NaN there would
-    # come back through 0 * NaN in the backward of the softmax.
     coin = use_source[:, None, None, None]
     if not isinstance(kv, Projection) and not isinstance(source_kv, Projection):
         assert kv is not None
@@ -42,8 +40,8 @@ def attention_sdpa(
         if kv[0].shape == source_kv[0].shape:
             pair = torch.where(coin, source_kv[0], kv[0]), torch.where(coin, source_kv[1], kv[1])
             return _attend(q, pair, scale), source_out
-    own = _attend(q, _zero_where(kv, use_source), scale)
-    return torch.where(coin, _attend(q, _zero_where(source_kv, ~use_source), scale), own), source_out
+    own = _attend(q, zero_where(kv, use_source), scale)
+    return torch.where(coin, _attend(q, zero_where(source_kv, ~use_source), scale), own), source_out
 
 
 def _attend(q: Tensor, kv: KV, scale: float) -> Tensor:
@@ -66,12 +64,3 @@ def _attend_tokens(q: Tensor, kv: Projection, scale: float) -> Tensor:
     mixed = (probs @ kv.x).unflatten(1, (heads, len_q))
     out = torch.einsum("bhqc,hdc->bhqd", mixed, weight_v)
     return out if kv.bias is None else out + kv.bias.view(2, heads, 1, head_dim)[1]
-
-
-def _zero_where(kv: KV, coin: Tensor) -> KV:
-    """One side with zeros in the samples whose coin is true."""
-    assert kv is not None
-    if isinstance(kv, Projection):
-        return kv._replace(x=kv.x.masked_fill(coin[:, None, None], 0))
-    k, v = (t.masked_fill(coin[:, None, None, None], 0) for t in kv)
-    return k, v

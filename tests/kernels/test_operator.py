@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -151,6 +152,28 @@ def test_nan_in_the_unselected_pair_reaches_nothing(x, impl, coin):
 
 
 @impls
+def test_nan_in_an_unselected_projection_reaches_nothing(x, impl):
+    tokens = torch.randn(3, 19, 48, device=DEVICE)
+    tokens[1] = torch.nan
+    weight, bias = (torch.randn(shape, device=DEVICE) for shape in ((96, 48), (96,)))
+    leaves = [leaf(t) for t in (x.q, tokens, weight, bias)]
+    coin = torch.tensor([False, True, False], device=DEVICE)
+    out = stochca_attention(leaves[0], Projection(*leaves[1:]), x.source_kv, coin, impl=impl)
+    assert out.isfinite().all()
+    for grad in torch.autograd.grad(out.sum(), leaves):
+        assert grad.isfinite().all()
+
+
+@impls
+def test_pairs_that_no_sample_reads_get_zero_gradients(x, impl):
+    for coin in (True, torch.ones(3, dtype=torch.bool, device=DEVICE)):
+        k, v = (leaf(t) for t in x.kv)
+        out = stochca_attention(x.q, (k, v), x.source_kv, coin, impl=impl)
+        for grad in torch.autograd.grad(out.sum(), (k, v)):
+            assert torch.equal(grad, torch.zeros_like(k))
+
+
+@impls
 def test_result_is_token_major_so_that_merging_heads_is_a_view(x, impl):
     out, source_out = stochca_attention(x.q, x.kv, x.source_kv, False, source_q=x.source_q, impl=impl)
     for t in (out, source_out):
@@ -202,6 +225,8 @@ def bad_inputs():
         "head_size": ({"q": torch.zeros(3, 2, 21, 20)}, ValueError, "16 to 128 in steps of 8, got 20"),
         "head_size_large": ({"q": torch.zeros(3, 2, 21, 136)}, ValueError, "got 136"),
         "q_stride": ({"q": torch.zeros(3, 2, 24, 21).transpose(2, 3)}, ValueError, "unit last stride"),
+        "no_heads": ({"q": torch.zeros(3, 0, 21, 24)}, ValueError, "at least one head"),
+        "coin_numpy": ({"use_source": np.bool_(True)}, TypeError, "got numpy.bool"),
         "kv_missing": ({"kv": None}, ValueError, "kv is None"),
         "source_missing": ({"source_kv": None, "use_source": True}, ValueError, "source_kv is None"),
         "source_missing_for_source_q": ({"source_kv": None}, ValueError, "source_q is given"),

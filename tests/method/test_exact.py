@@ -196,7 +196,14 @@ def test_dense_outputs_have_all_tokens():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"return_prefix_tokens": True}, {"output_fmt": "NLC", "stop_early": True}]
+    "options",
+    [
+        {},
+        {"return_prefix_tokens": True},
+        {"output_dict": True, "return_prefix_tokens": True},
+        {"output_dict": True, "intermediates_only": True},
+        {"output_fmt": "NLC", "stop_early": True},
+    ],
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_intermediates_without_a_source_are_timms(options, training):

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from timm.models import model_entrypoint
 
 from stochca import StochCA
@@ -101,6 +102,11 @@ def test_a_forward_of_its_own_is_refused():
         ({"num_heads": 1}, "heads: target 3, source 1"),
         ({"qk_norm": True}, "norm of keys: target Identity, source LayerNorm"),
         ({"norm_layer": "rmsnorm"}, "norm: target LayerNorm, source RmsNorm"),
+        (
+            {"class_token": False, "reg_tokens": 1, "global_pool": "avg"},
+            "class token: target True, source False",
+        ),
+        ({"in_chans": 1}, "input channels: target 3, source 1"),
         ({"reg_tokens": 2}, "prefix tokens: target 1, source 3"),
         ({"img_size": 32}, r"image size: target \(24, 24\), source \(32, 32\)"),
         ({"patch_size": 4}, r"patch size: target \(8, 8\), source \(4, 4\)"),
@@ -110,6 +116,51 @@ def test_a_forward_of_its_own_is_refused():
 def test_a_source_of_another_architecture_is_refused(kwargs, difference):
     with pytest.raises(ValueError, match=difference):
         StochCA(make_target(), make_target(**kwargs))
+
+
+def test_a_source_with_one_other_block_is_refused():
+    source = make_target()
+    source.blocks[2] = make_target(qk_norm=True).blocks[2]
+    with pytest.raises(ValueError, match=r"norm of keys: target Identity, source .*LayerNorm"):
+        StochCA(make_target(), source)
+
+
+def test_a_normalisation_of_other_channels_is_refused():
+    target, source = make_target(in_chans=1), make_target(in_chans=1)
+    source.pretrained_cfg = {**source.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
+    with pytest.raises(ValueError, match="for each of the 1 input channels"):
+        StochCA(target, source)
+
+
+def test_an_unknown_implementation_is_refused_at_once():
+    with pytest.raises(ValueError, match="impl must be one of"):
+        StochCA(make_target(), impl="magic")
+
+
+def test_what_training_cannot_take_is_refused():
+    model = make_model()
+    with pytest.raises(TypeError, match="takes no attn_mask in training"):
+        model(make_images(), attn_mask=torch.zeros(10, 10))
+    with pytest.raises(TypeError, match=r"images must be a tensor .* got dict"):
+        model({"patches": make_images()})
+    mask = torch.zeros(10, 10, dtype=torch.float64)
+    assert torch.equal(
+        model.eval()(make_images(), attn_mask=mask), model.target(make_images(), attn_mask=mask)
+    )
+
+
+def test_timms_data_functions_read_the_targets_configuration():
+    with torch.device("meta"):
+        model = StochCA.from_timm("vit_base_patch16_siglip_384", pretrained=False)
+    assert resolve_model_data_config(model) == resolve_model_data_config(model.target)
+    assert resolve_model_data_config(model)["input_size"] == (3, 384, 384)
+    assert (model.num_classes, model.num_features) == (model.target.num_classes, 768)
+
+
+def test_input_size_is_set_for_both():
+    model = make_model()
+    model.set_input_size(img_size=32)
+    assert model(make_images(size=32), coins=(True,) * 4).shape == (2, 5)
 
 
 def test_a_source_that_is_the_target_is_refused():

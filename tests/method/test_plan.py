@@ -114,5 +114,9 @@ def test_replayed_coins_are_checked():
         replay([True, torch.ones(3, dtype=torch.bool)], 2, 4)
     with pytest.raises(ValueError, match=r"got torch.float32"):
         replay([True, torch.ones(4)], 2, 4)
+    assert replay([np.bool_(True), False], 2, 4).coins == (True, False)
+    for blend in (Blend("max"), Blend("mix", 7.0)):
+        with pytest.raises(ValueError, match="must mix, sum or concat"):
+            replay([True, blend], 2, 4)
     with pytest.raises(TypeError, match="got int"):
         replay([True, 1], 2, 4)

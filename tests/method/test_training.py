@@ -1,5 +1,6 @@
 """Traps of training: checkpointing, compilation, autocast, optimizers, distributed data parallel."""
 
+import collections
 import copy
 import io
 import itertools
@@ -17,8 +18,8 @@ from timm.utils import ModelEmaV3
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from bench.counts import saved_bytes
 from stochca import StochCA
-from stochca.block import target_step
 from tests import plain
 from tests.models import make_images, make_model, make_target
 
@@ -51,6 +52,15 @@ def test_checkpointing_changes_no_gradient(coins, kwargs):
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-12, atol=1e-12)
 
 
+def test_checkpointing_keeps_fewer_bytes():
+    model = make_model()
+    kept = {}
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        kept[checkpointing] = saved_bytes(lambda: model(make_images(), coins=COINS), model.parameters())
+    assert kept[True] < 0.3 * kept[False]
+
+
 def test_checkpointing_draws_no_second_coin():
     model = make_model()
     model.set_grad_checkpointing()
@@ -65,19 +75,40 @@ def test_compiled_blocks_are_two_graphs_shared_by_all_layers_and_coins(kwargs):
     model = make_model(stochca={"class_rows": False}, **kwargs)
     torch.manual_seed(0)
     expected = [model(make_images(), coins=coins) for coins in patterns]
-    graphs = []
-
-    def backend(graph, _inputs):
-        graphs.append(graph)
-        return graph
-
-    torch._dynamo.reset()
-    model._target_step = torch.compile(target_step, backend=backend, fullgraph=True)
+    graphs = compile_counting(model)
     torch.manual_seed(0)
     for coins, reference in zip(patterns, expected, strict=True):
         torch.testing.assert_close(model(make_images(), coins=coins), reference, rtol=1e-12, atol=1e-12)
+    # The source: up to the next block that is read, that and its pair, and its pair alone.
+    assert (graphs["target"], graphs["source"]) == (2, 3)
+
+
+@compiles
+@pytest.mark.parametrize("per", ["batch", "sample"])
+@pytest.mark.parametrize("kwargs", [{}, {"drop_path_rate": 0.3}, {"global_pool": "avg"}])
+def test_no_batch_size_and_no_other_model_exhausts_the_compiler(kwargs, per):
     torch._dynamo.reset()
-    assert len(graphs) == 2
+    for width in (48, 96):
+        model = make_model(stochca={"per": per}, embed_dim=width, **kwargs)
+        model.compile(backend="eager", fullgraph=True)
+        for batch in (4, 3, 2, 5):
+            for _ in range(10):
+                model(make_images(batch))
+    torch._dynamo.reset()
+
+
+def compile_counting(model):
+    """Compile the model; return how many graphs its target and source have, counted as they come."""
+    graphs = collections.Counter()
+
+    def backend(graph, inputs):
+        trained = any(isinstance(t, torch.Tensor) and t.requires_grad for t in inputs)
+        graphs["target" if trained else "source"] += 1
+        return graph
+
+    torch._dynamo.reset()
+    model.compile(backend=backend, fullgraph=True)
+    return graphs
 
 
 @compiles
