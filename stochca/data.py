@@ -177,14 +177,18 @@ def open_images(
             f"--dataset must be torch/..., hfds/..., or empty for a folder or a tar file, got {dataset}"
         )
     is_folder = dataset.lower() in ("", "tar", "torch/folder", "torch/image_folder")
-    if is_folder:
-        _check_folder(data_dir)
+    if not data_dir and not dataset.lower().startswith("hfds/"):
+        raise ValueError("--data-dir is missing: the folder with the images, or where torchvision keeps them")
+    if is_folder and not Path(str(data_dir)).exists():
+        raise FileNotFoundError(f"--data-dir {data_dir} does not exist")
     try:
         base = create_dataset(
             dataset, root=data_dir, split=split, is_training=is_training, download=download, seed=seed
         )
     except AssertionError as error:
         raise ValueError(f"--dataset {dataset} is not known to timm: {error}") from error
+    except ImportError as error:
+        raise ValueError(f"--dataset {dataset} needs a package that is not installed: {error}") from error
     except RuntimeError as error:
         # timm for a folder without images, torchvision for data that is not downloaded.
         raise ValueError(f"cannot open split {split!r} of {dataset or data_dir}: {error}") from error
@@ -281,13 +285,6 @@ def make_loader(
     sampler = EpochSampler(len(images), images.seed)
     data_loader.batch_sampler.sampler = sampler
     return loader, sampler
-
-
-def _check_folder(data_dir: str | None) -> None:
-    if not data_dir:
-        raise ValueError("--data-dir is missing: the folder with the images")
-    if not Path(data_dir).exists():
-        raise FileNotFoundError(f"--data-dir {data_dir} does not exist")
 
 
 def _check_split(data_dir: Path, root: Path, split: str, classes: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Which images a run sees, in which order, and what it says about those that it cannot."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,8 +179,9 @@ def test_an_empty_split_name_reads_the_folder_itself(folder):
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         open_images(str(tmp_path / "nowhere"), "", "train", is_training=True)
-    with pytest.raises(ValueError, match="--data-dir is missing"):
-        open_images(None, "", "train", is_training=True)
+    for dataset in ("", "torch/cifar10"):
+        with pytest.raises(ValueError, match="--data-dir is missing"):
+            open_images(None, dataset, "train", is_training=True)
     (tmp_path / "train" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match="Found 0 images"):
         open_images(str(tmp_path), "", "train", is_training=True)
@@ -198,6 +200,13 @@ def test_streams_are_refused(dataset):
 def test_a_name_that_timm_would_ignore_is_refused(folder, dataset):
     with pytest.raises(ValueError, match=f"--dataset must be .*, got {dataset}"):
         open_images(str(folder), dataset, "train", is_training=True)
+
+
+def test_a_missing_package_of_a_dataset_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
+    with pytest.raises(ValueError, match=r"--dataset hfds/some needs a package .* datasets"):
+        open_images(None, "hfds/some", "train", is_training=True)
 
 
 def test_an_unknown_torchvision_dataset_is_named(folder):
