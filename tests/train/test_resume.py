@@ -303,3 +303,23 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path):
         write_atomically(path, write)
     assert path.read_text() == "good"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def recording_fsync(descriptor):
+        done.append(("synced", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def recording_replace(source, target):
+        done.append(("renamed", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "replace", recording_replace)
+    write_atomically(path, lambda file: file.write_text("new"))
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert done == [("synced", file), ("renamed", file), ("synced", folder)]
