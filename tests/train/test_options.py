@@ -1,8 +1,10 @@
 """Every option of a run reaches what it is for."""
 
 import pytest
+import torch
 from image_folder import TINY
 
+from stochca.evaluation import resolve_device
 from stochca.model import StochCA
 from stochca.train import Trainer
 
@@ -87,3 +89,16 @@ def test_the_model_is_compiled_if_asked(make_options, monkeypatch, torchcompile)
     monkeypatch.setattr(StochCA, "compile", lambda model: compiled.append(model))
     run = Trainer(make_options(torchcompile=torchcompile))
     assert [id(model) for model in compiled] == [id(run.model)] * torchcompile
+
+
+def test_the_device_is_one_that_the_machine_has(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for name, device in {"auto": "cuda", "cuda": "cuda", "cuda:1": "cuda:1", "cpu": "cpu"}.items():
+        assert resolve_device(name) == torch.device(device)
+    for name in ("cuda:2", "meta", "xpu", "mps"):
+        with pytest.raises(
+            ValueError, match=f"--device {name} is not there, this machine has cpu and cuda, 2"
+        ):
+            resolve_device(name)
