@@ -155,7 +155,7 @@ MUTANTS = [
         EXACT,
     ),
     Mutant(
-        "unselected_side_read", SDPA, "_zero_where(kv, use_source)", "kv", ("tests/kernels/test_operator.py",)
+        "unselected_side_read", SDPA, "zero_where(kv, use_source)", "kv", ("tests/kernels/test_operator.py",)
     ),
     Mutant(
         "source_stops_one_block_early",
