@@ -92,10 +92,10 @@ def test_compiled_blocks_are_two_graphs_shared_by_all_layers_and_coins(kwargs):
 
 
 @compiles
+@torch._dynamo.config.patch(recompile_limit=8)  # importing timm.optim lifts it
 @pytest.mark.parametrize("kwargs", [{}, {"drop_path_rate": 0.3, "global_pool": "avg"}])
-def test_no_batch_size_and_no_other_model_exhausts_the_compiler(monkeypatch, kwargs):
+def test_no_batch_size_and_no_other_model_exhausts_the_compiler(kwargs):
     """Beyond its limit torch would run eagerly; with fullgraph=True it raises."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # importing timm.optim lifts it
     for width in (48, 96):
         model = make_model(embed_dim=width, **kwargs)
         compile_counting(model)
