@@ -37,7 +37,5 @@ class CompiledPerCase:
 def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with a code object of its own, by which torch counts compilations."""
     assert isinstance(function, types.FunctionType)
-    copy = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
-    )
-    return copy
+    code = function.__code__.replace()
+    return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)

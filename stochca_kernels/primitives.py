@@ -1,4 +1,4 @@
-"""What several kernels share: whole rows in and out, and the choice of the pair to attend to."""
+"""What several kernels share: whole rows in and out, where a head lies, and products of rows."""
 
 import triton
 import triton.language as tl
