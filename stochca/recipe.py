@@ -13,6 +13,7 @@ from torch import nn
 from stochca.config import FinetuneOptions, OptimizerOptions
 from stochca.data import Images, check_classes, open_images
 from stochca.model import StochCA
+from stochca.vit import TimmViT
 
 
 def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
@@ -71,14 +72,16 @@ def resolve_preparation(options: FinetuneOptions, target: nn.Module) -> dict[str
     return resolve_data_config(given, model=target)
 
 
-def create_optimizer(target: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+def create_optimizer(target: TimmViT, options: OptimizerOptions) -> torch.optim.Optimizer:
     """The optimizer of timm, with a learning rate of its own for the classifier.
 
     Layer decay and the classifier's factor are `lr_scale` of a parameter group, by which timm's schedulers
     multiply the learning rate in every step.
     """
-    no_decay = target.no_weight_decay()  # type: ignore[operator]
-    head = {id(parameter) for parameter in target.get_classifier().parameters()}  # type: ignore[operator]
+    no_decay = target.no_weight_decay()
+    classifier = target.get_classifier()  # distilled models have two, in a tuple
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    head = {id(parameter) for module in heads for parameter in module.parameters()}
     if not head:
         raise ValueError(f"{type(target).__name__} has no classifier to train")
     if options.layer_decay is None:

@@ -83,6 +83,14 @@ def test_weight_decay_spares_norms_biases_and_embeddings(make_options):
     }
 
 
+def test_both_heads_of_a_distilled_model_have_the_heads_learning_rate(make_options):
+    target = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=3)
+    optimizer = create_optimizer(target, make_options(head_lr_mult=7.0))
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in target.named_parameters():
+        assert scales[id(parameter)] == (7.0 if name.startswith("head") else 1.0), name
+
+
 def test_a_constant_schedule_warms_up_and_stays(make_options):
     options = make_options(sched="constant", lr=0.1, warmup_lr=0.0, warmup_steps=2)
     optimizer = create_optimizer(timm.create_model("test_vit", num_classes=3), options)
