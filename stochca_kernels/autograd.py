@@ -86,11 +86,9 @@ def attention_triton(
     # Without a coin per sample, the chosen pair takes the first place: the kernels need not choose.
     pair = source_kv if use_source is True else kv
     assert pair is not None
-    has_coins = isinstance(use_source, Tensor)
-    source_k, source_v = (
-        source_kv if source_kv is not None and (has_coins or source_q is not None) else (None, None)
-    )
-    coins = use_source if has_coins else None
+    coins = use_source if isinstance(use_source, Tensor) else None
+    needs_source = coins is not None or (source_q is not None and use_source is False)
+    source_k, source_v = source_kv if source_kv is not None and needs_source else (None, None)
     args = (q, *pair, source_k, source_v, coins, source_q)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, *pair)):
         out, source_out = _Attention.apply(*args, scale)

@@ -5,38 +5,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochca_kernels.launch import empty_token_major, on_device_of
-from stochca_kernels.primitives import LOG2_E, dot_rows, head_base, load_rows, store_rows
-from stochca_kernels.tiles import choose_tiles, dot_precision, tail_size
-
-
-@triton.jit
-def _dq_tile(
-    dq, q, grad, lse, delta,
-    k_ptr, stride_kn,
-    v_ptr, stride_vn,
-    start, len_kv,
-    scale,
-    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    IS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add what the keys `start` to `start + ROWS` contribute to dQ, up to the scale."""
-    # [ROWS, BLOCK_D]
-    k = load_rows(k_ptr, stride_kn, start, len_kv, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
-    v = load_rows(v_ptr, stride_vn, start, len_kv, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
-    # [BLOCK_M, ROWS]
-    logits = dot_rows(q, k, PRECISION) * (scale * LOG2_E)
-    probs = tl.exp2(logits - lse[:, None])
-    if IS_TAIL:
-        # After exp2, not before: a masked key may overflow it, and inf * 0 would be NaN.
-        probs = tl.where((start + tl.arange(0, ROWS))[None, :] < len_kv, probs, 0.0)
-    dprobs = dot_rows(grad, v, PRECISION)
-    dlogits = probs * (dprobs - delta[:, None])
-    return tl.dot(dlogits.to(k.dtype), k, dq, input_precision=PRECISION)
+from stochca_kernels.launch import empty_token_major, launch_largest
+from stochca_kernels.primitives import (
+    LOG2_E,
+    dot_rows,
+    head_base,
+    load_parts,
+    load_rows,
+    store_rows,
+    where_each,
+)
+from stochca_kernels.projection import unpack
+from stochca_kernels.softmax import dq_resident, dq_streamed
+from stochca_kernels.tiles import TilePlan, Tiles, choose_tiles, dot_precision, query_lanes, tail_size
 
 
 @triton.jit(
-    do_not_specialize=["len_q", "len_kv", "len_source_kv", "num_heads"],
+    do_not_specialize=["len_q", "len_kv", "len_source_kv", "num_heads", "num_lanes"],
     do_not_specialize_on_alignment=["use_source_ptr"],
 )
 def _attn_bwd_dq_kernel(
@@ -51,64 +36,67 @@ def _attn_bwd_dq_kernel(
     lse_ptr,
     delta_ptr,
     use_source_ptr,
-    len_q, len_kv, len_source_kv, num_heads,
+    len_q, len_kv, len_source_kv, num_heads, num_lanes,
     scale,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    TAIL_N: tl.constexpr,
-    HAS_SELECTOR: tl.constexpr, HAS_DELTA: tl.constexpr,
+    PARTS: tl.constexpr, TAIL_N: tl.constexpr,
+    SELECTOR: tl.constexpr, HAS_DELTA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (batch * num_heads * cdiv(len_q, BLOCK_M),)."""
-    num_blocks = tl.cdiv(len_q, BLOCK_M)
-    first_row = tl.program_id(0) % num_blocks * BLOCK_M
-    batch_head = tl.program_id(0) // num_blocks
+    """Grid: (batch * num_heads * num_lanes,). The lanes of a head share its blocks of queries."""
+    lane = tl.program_id(0) % num_lanes
+    batch_head = tl.program_id(0) // num_lanes
     batch = (batch_head // num_heads).to(tl.int64)
     head = (batch_head % num_heads).to(tl.int64)
 
     k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head)
     v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head)
-    if HAS_SELECTOR:
+    if SELECTOR != "none":
         # One coin for all rows of a program: it moves the pointers, and the other pair is never read.
         reads_source = tl.load(use_source_ptr + batch)
-        source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head)
-        source_v_ptr = head_base(source_v_ptr, stride_svb, stride_svh, batch, head)
-        k_ptr = tl.where(reads_source, source_k_ptr, k_ptr)
-        v_ptr = tl.where(reads_source, source_v_ptr, v_ptr)
-        stride_kn = tl.where(reads_source, stride_skn, stride_kn)
-        stride_vn = tl.where(reads_source, stride_svn, stride_vn)
-        len_kv = tl.where(reads_source, len_source_kv, len_kv)
-
-    # [BLOCK_M, BLOCK_D]
+        if SELECTOR == "skip":
+            if reads_source:
+                return
+        else:
+            source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head)
+            source_v_ptr = head_base(source_v_ptr, stride_svb, stride_svh, batch, head)
+            k_ptr, stride_kn, v_ptr, stride_vn, len_kv = where_each(
+                reads_source,
+                (source_k_ptr, stride_skn, source_v_ptr, stride_svn, len_source_kv),
+                (k_ptr, stride_kn, v_ptr, stride_vn, len_kv),
+            )
     grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head)
-    grad = load_rows(grad_ptr, stride_gn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
     out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head)
-    out = load_rows(out_ptr, stride_on, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
     q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
-    q = load_rows(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-    # [BLOCK_M]
-    rows = first_row + tl.arange(0, BLOCK_M)
-    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
-    # A row outside has no probabilities: exp2(logits - inf) = 0.
+    dq_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head)
     lse_ptr += batch_head.to(tl.int64) * len_q
-    lse = tl.load(lse_ptr + rows, mask=rows < len_q, other=float("inf"))
     if HAS_DELTA:
         delta_ptr += batch_head.to(tl.int64) * len_q
-        tl.store(delta_ptr + rows, delta, mask=rows < len_q)
 
-    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    len_main = len_kv // BLOCK_N * BLOCK_N
-    for start in range(0, len_main, BLOCK_N):
-        dq = _dq_tile(
-            dq, q, grad, lse, delta, k_ptr, stride_kn, v_ptr, stride_vn, start, len_kv, scale,
-            BLOCK_N, HEAD_DIM, BLOCK_D, False, PRECISION,
-        )  # fmt: skip
-    if TAIL_N > 0:
-        dq = _dq_tile(
-            dq, q, grad, lse, delta, k_ptr, stride_kn, v_ptr, stride_vn, len_main, len_kv, scale,
-            TAIL_N, HEAD_DIM, BLOCK_D, True, PRECISION,
-        )  # fmt: skip
-    dq_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head)
-    store_rows(dq_ptr, stride_dqn, first_row, len_q, dq * scale, BLOCK_M, HEAD_DIM, BLOCK_D)
+    if len(PARTS) > 0:
+        keys = load_parts(k_ptr, stride_kn, len_kv, PARTS, HEAD_DIM, BLOCK_D)
+        values = load_parts(v_ptr, stride_vn, len_kv, PARTS, HEAD_DIM, BLOCK_D)
+    for block in tl.range(lane, tl.cdiv(len_q, BLOCK_M), num_lanes, disable_licm=True):
+        first_row = block * BLOCK_M
+        # [BLOCK_M, BLOCK_D]
+        grad = load_rows(grad_ptr, stride_gn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+        out = load_rows(out_ptr, stride_on, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+        q = load_rows(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+        # [BLOCK_M]
+        rows = first_row + tl.arange(0, BLOCK_M)
+        delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+        # A row outside has no probabilities: exp2(logits - inf) = 0.
+        lse = tl.load(lse_ptr + rows, mask=rows < len_q, other=float("inf"))
+        if HAS_DELTA:
+            tl.store(delta_ptr + rows, delta, mask=rows < len_q)
+        if len(PARTS) > 0:
+            dq = dq_resident(q, grad, lse, delta, keys, values, len_kv, scale, PRECISION)
+        else:
+            dq = dq_streamed(
+                q, grad, lse, delta, k_ptr, stride_kn, v_ptr, stride_vn, len_kv, scale, BLOCK_N, TAIL_N,
+                HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
+        store_rows(dq_ptr, stride_dqn, first_row, len_q, dq * scale, BLOCK_M, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -224,7 +212,7 @@ def attention_backward(
     scale: float,
     needs_dkdv: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the backward: dQ first, which also leaves `rowsum(out * grad)` for dK and dV.
+    """Launch the backward.
 
     Args:
         grad: Gradient of the output, `[B, H, Nq, D]`.
@@ -242,9 +230,50 @@ def attention_backward(
     Returns:
         dQ `[B, H, Nq, D]`; dK and dV `[B, H, N, D]`, zero in samples whose coin is true, or both empty.
     """
-    batch, heads, len_q, head_dim = q.shape
-    len_kv = k.shape[2]
     dq, dk, dv = empty_backward(q, k, needs_dkdv)
+    launch_backward(grad, q, k, v, source_k, source_v, use_source, out, lse, scale, dq, dk, dv)
+    return dq, dk, dv
+
+
+def packed_attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    source_k: Tensor | None,
+    source_v: Tensor | None,
+    use_source: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> Tensor:
+    """As `attention_backward` of a packed projection `[B, N, 3, H, D]`, whose gradient is written packed."""
+    dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    launch_backward(grad, *unpack(qkv), source_k, source_v, use_source, out, lse, scale, *unpack(dqkv))
+    return dqkv
+
+
+def launch_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source_k: Tensor | None,
+    source_v: Tensor | None,
+    use_source: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    """As `attention_backward`, into given tensors: dQ first, which also leaves `rowsum(out * grad)`.
+
+    With coins but no pair of the source, dQ of the samples whose coin is true is left to another launch.
+    An empty `dk` is not written.
+    """
+    batch, heads, len_q, head_dim = q.shape
+    len_kv, needs_dkdv = k.shape[2], dk.numel() > 0
+    has_source_kv = source_k is not None
     delta = q.new_empty((batch, heads, len_q) if needs_dkdv else (0,), dtype=torch.float32)
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     source_k = k if source_k is None else source_k
@@ -253,57 +282,65 @@ def attention_backward(
     shared = {
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
-        "HAS_SELECTOR": use_source is not None,
         "PRECISION": dot_precision(q),
     }
 
-    tiles = choose_tiles("dq", q)
-    programs = batch * heads * triton.cdiv(len_q, tiles.block_m)
-    if programs > 0:
-        with on_device_of(q):
-            _attn_bwd_dq_kernel[(programs,)](
-                grad, *grad.stride()[:3],
-                q, *q.stride()[:3],
-                k, *k.stride()[:3],
-                v, *v.stride()[:3],
-                source_k, *source_k.stride()[:3],
-                source_v, *source_v.stride()[:3],
-                out, *out.stride()[:3],
-                dq, *dq.stride()[:3],
-                lse,
-                delta,
-                coins,
-                len_q, len_kv, source_k.shape[2], heads,
-                scale,
-                BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-                TAIL_N=tail_size(tiles.block_n, len_kv, source_k.shape[2]),
-                HAS_DELTA=needs_dkdv,
-                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-                **shared,
-            )  # fmt: skip
+    def launch_dq(tiles: Tiles) -> None:
+        lanes = triton.cdiv(len_q, tiles.block_m)
+        if tiles.block_n == 0:
+            lanes = query_lanes(batch * heads, lanes, q.device)
+        if batch * heads * lanes == 0:
+            return
+        _attn_bwd_dq_kernel[(batch * heads * lanes,)](
+            grad, *grad.stride()[:3],
+            q, *q.stride()[:3],
+            k, *k.stride()[:3],
+            v, *v.stride()[:3],
+            source_k, *source_k.stride()[:3],
+            source_v, *source_v.stride()[:3],
+            out, *out.stride()[:3],
+            dq, *dq.stride()[:3],
+            lse,
+            delta,
+            coins,
+            len_q, len_kv, source_k.shape[2], heads, lanes,
+            scale,
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+            PARTS=TilePlan(len_kv, tiles.block_n).parts,
+            TAIL_N=tail_size(tiles.block_n, len_kv, source_k.shape[2]),
+            SELECTOR="none" if use_source is None else "pair" if has_source_kv else "skip",
+            HAS_DELTA=needs_dkdv,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            **shared,
+        )  # fmt: skip
 
-    tiles = choose_tiles("dkdv", q)
-    programs = batch * heads * triton.cdiv(len_kv, tiles.block_n)
-    if needs_dkdv and programs > 0:
-        with on_device_of(q):
-            _attn_bwd_dkdv_kernel[(programs,)](
-                grad, *grad.stride()[:3],
-                q, *q.stride()[:3],
-                k, *k.stride()[:3],
-                v, *v.stride()[:3],
-                dk, *dk.stride()[:3],
-                dv, *dv.stride()[:3],
-                lse,
-                delta,
-                coins,
-                len_q, len_kv, heads,
-                scale,
-                BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-                TAIL_M=tail_size(tiles.block_m, len_q),
-                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-                **shared,
-            )  # fmt: skip
-    return dq, dk, dv
+    def launch_dkdv(tiles: Tiles) -> None:
+        programs = batch * heads * triton.cdiv(len_kv, tiles.block_n)
+        if programs == 0:
+            return
+        _attn_bwd_dkdv_kernel[(programs,)](
+            grad, *grad.stride()[:3],
+            q, *q.stride()[:3],
+            k, *k.stride()[:3],
+            v, *v.stride()[:3],
+            dk, *dk.stride()[:3],
+            dv, *dv.stride()[:3],
+            lse,
+            delta,
+            coins,
+            len_q, len_kv, heads,
+            scale,
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+            TAIL_M=tail_size(tiles.block_m, len_q),
+            HAS_SELECTOR=use_source is not None,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            **shared,
+        )  # fmt: skip
+
+    rows = choose_tiles("dq", q, len_kv, source_k.shape[2])
+    launch_largest(_attn_bwd_dq_kernel, q.device, rows, launch_dq)
+    if needs_dkdv:
+        launch_largest(_attn_bwd_dkdv_kernel, q.device, choose_tiles("dkdv", q, len_q), launch_dkdv)
 
 
 def empty_backward(q: Tensor, k: Tensor, needs_dkdv: bool) -> tuple[Tensor, Tensor, Tensor]:

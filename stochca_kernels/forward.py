@@ -5,40 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochca_kernels.launch import empty_token_major, on_device_of
-from stochca_kernels.primitives import LOG2_E, dot_rows, head_base, load_rows, store_rows
-from stochca_kernels.tiles import choose_tiles, dot_precision, tail_size
-
-
-@triton.jit
-def _attend_tile(
-    acc, row_max, row_sum, q,
-    k_ptr, stride_kn,
-    v_ptr, stride_vn,
-    start, len_kv,
-    scale,
-    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    IS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the keys `start` to `start + ROWS` to the running softmax."""
-    # [ROWS, BLOCK_D]
-    k = load_rows(k_ptr, stride_kn, start, len_kv, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
-    # [BLOCK_M, ROWS]
-    logits = dot_rows(q, k, PRECISION) * (scale * LOG2_E)
-    if IS_TAIL:
-        logits = tl.where((start + tl.arange(0, ROWS))[None, :] < len_kv, logits, float("-inf"))
-    new_max = tl.maximum(row_max, tl.max(logits, 1))
-    rescale = tl.exp2(row_max - new_max)
-    probs = tl.exp2(logits - new_max[:, None])
-    row_sum = row_sum * rescale + tl.sum(probs, 1)
-    # [ROWS, BLOCK_D]
-    v = load_rows(v_ptr, stride_vn, start, len_kv, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
-    acc = tl.dot(probs.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
-    return acc, new_max, row_sum
+from stochca_kernels.launch import empty_token_major, launch_largest
+from stochca_kernels.primitives import head_base, load_parts, load_rows, store_rows, where_each
+from stochca_kernels.softmax import attend_resident, attend_streamed
+from stochca_kernels.tiles import TilePlan, Tiles, choose_tiles, dot_precision, query_lanes, tail_size
 
 
 @triton.jit(
-    do_not_specialize=["len_q", "len_kv", "len_source_q", "len_source_kv", "num_heads"],
+    do_not_specialize=["len_q", "len_kv", "len_source_q", "len_source_kv", "num_heads", "num_lanes"],
     do_not_specialize_on_alignment=["use_source_ptr"],
 )
 def _attn_fwd_kernel(
@@ -52,79 +26,91 @@ def _attn_fwd_kernel(
     source_out_ptr, stride_sob, stride_soh, stride_son,
     lse_ptr,
     use_source_ptr,
-    len_q, len_kv, len_source_q, len_source_kv, num_heads,
+    len_q, len_kv, len_source_q, len_source_kv, num_heads, num_lanes,
     scale,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    TAIL_N: tl.constexpr,
-    HAS_SELECTOR: tl.constexpr, HAS_SOURCE_Q: tl.constexpr, HAS_LSE: tl.constexpr,
+    PARTS: tl.constexpr, TAIL_N: tl.constexpr, WHOLE_ROW: tl.constexpr,
+    SELECTOR: tl.constexpr, HAS_SOURCE_Q: tl.constexpr, HAS_SOURCE_KV: tl.constexpr, HAS_LSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (batch * num_heads * (cdiv(len_q, BLOCK_M) + cdiv(len_source_q, BLOCK_M)),)."""
-    num_blocks = tl.cdiv(len_q, BLOCK_M)
-    if HAS_SOURCE_Q:
-        num_blocks += tl.cdiv(len_source_q, BLOCK_M)
-    # The blocks of one head are neighbours: they read the same keys and values from the cache.
-    block = tl.program_id(0) % num_blocks
-    batch_head = tl.program_id(0) // num_blocks
+    """Grid: (batch * num_heads * num_lanes,). The lanes of a head share its blocks of queries."""
+    # The lanes of one head are neighbours: they read the same keys and values from the cache.
+    lane = tl.program_id(0) % num_lanes
+    batch_head = tl.program_id(0) // num_lanes
     batch = (batch_head // num_heads).to(tl.int64)
     head = (batch_head % num_heads).to(tl.int64)
 
+    # One coin for all rows of a program: it moves the pointers, and the other pair is never read.
+    reads_source = False
+    if SELECTOR != "none":
+        reads_source = tl.load(use_source_ptr + batch)
+    if SELECTOR == "skip":  # noqa: SIM102, the outer one is decided at compile time
+        if reads_source:
+            return
+
+    # A lane takes the blocks `block`, `block + num_lanes`, ... of the target's and then the source's queries.
+    # Where the two models read different pairs, even lanes serve the target and odd ones the source.
+    num_blocks = tl.cdiv(len_q, BLOCK_M)
+    block, last_block = lane, num_blocks
+    if HAS_SOURCE_Q:
+        last_block += tl.cdiv(len_source_q, BLOCK_M)
+        if HAS_SOURCE_KV:
+            is_source_lane = lane % 2 == 1
+            block = tl.where(reads_source, lane, lane // 2 + tl.where(is_source_lane, num_blocks, 0))
+            last_block = tl.where(reads_source | is_source_lane, last_block, num_blocks)
+            num_lanes = tl.where(reads_source, num_lanes, num_lanes // 2)
+            reads_source = reads_source | is_source_lane
+        source_q_ptr = head_base(source_q_ptr, stride_sqb, stride_sqh, batch, head)
+        source_out_ptr = head_base(source_out_ptr, stride_sob, stride_soh, batch, head)
     q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
+    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head)
     k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head)
     v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head)
-    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head)
-    if HAS_LSE:
-        lse_ptr += batch_head.to(tl.int64) * len_q
-    if HAS_SELECTOR or HAS_SOURCE_Q:
-        # One coin for all rows of a program: it moves the pointers, and the other pair is never read.
-        reads_source = False
-        if HAS_SELECTOR:
-            reads_source = tl.load(use_source_ptr + batch)
-        if HAS_SOURCE_Q:
-            is_source = block >= tl.cdiv(len_q, BLOCK_M)
-            reads_source = reads_source | is_source
-            block = tl.where(is_source, block - tl.cdiv(len_q, BLOCK_M), block)
-            source_q_ptr = head_base(source_q_ptr, stride_sqb, stride_sqh, batch, head)
-            source_out_ptr = head_base(source_out_ptr, stride_sob, stride_soh, batch, head)
-            q_ptr = tl.where(is_source, source_q_ptr, q_ptr)
-            out_ptr = tl.where(is_source, source_out_ptr, out_ptr)
-            stride_qn = tl.where(is_source, stride_sqn, stride_qn)
-            stride_on = tl.where(is_source, stride_son, stride_on)
-            len_q = tl.where(is_source, len_source_q, len_q)
+    if HAS_SOURCE_KV:
         source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head)
         source_v_ptr = head_base(source_v_ptr, stride_svb, stride_svh, batch, head)
-        k_ptr = tl.where(reads_source, source_k_ptr, k_ptr)
-        v_ptr = tl.where(reads_source, source_v_ptr, v_ptr)
-        stride_kn = tl.where(reads_source, stride_skn, stride_kn)
-        stride_vn = tl.where(reads_source, stride_svn, stride_vn)
-        len_kv = tl.where(reads_source, len_source_kv, len_kv)
+        k_ptr, stride_kn, v_ptr, stride_vn, len_kv = where_each(
+            reads_source,
+            (source_k_ptr, stride_skn, source_v_ptr, stride_svn, len_source_kv),
+            (k_ptr, stride_kn, v_ptr, stride_vn, len_kv),
+        )
 
-    # [BLOCK_M, BLOCK_D]
-    q = load_rows(q_ptr, stride_qn, block * BLOCK_M, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([BLOCK_M], tl.float32)
-
-    len_main = len_kv // BLOCK_N * BLOCK_N
-    for start in range(0, len_main, BLOCK_N):
-        acc, row_max, row_sum = _attend_tile(
-            acc, row_max, row_sum, q, k_ptr, stride_kn, v_ptr, stride_vn, start, len_kv, scale,
-            BLOCK_N, HEAD_DIM, BLOCK_D, False, PRECISION,
+    if len(PARTS) > 0:
+        keys = load_parts(k_ptr, stride_kn, len_kv, PARTS, HEAD_DIM, BLOCK_D)
+        values = load_parts(v_ptr, stride_vn, len_kv, PARTS, HEAD_DIM, BLOCK_D)
+    for i in tl.range(block, last_block, num_lanes, disable_licm=True):
+        rows_ptr, stride_rows, rows_out_ptr, stride_out, first_row, len_rows = (
+            q_ptr, stride_qn, out_ptr, stride_on, i * BLOCK_M, len_q,
         )  # fmt: skip
-    if TAIL_N > 0:
-        acc, row_max, row_sum = _attend_tile(
-            acc, row_max, row_sum, q, k_ptr, stride_kn, v_ptr, stride_vn, len_main, len_kv, scale,
-            TAIL_N, HEAD_DIM, BLOCK_D, True, PRECISION,
-        )  # fmt: skip
-
-    out = acc / row_sum[:, None]
-    store_rows(out_ptr, stride_on, block * BLOCK_M, len_q, out, BLOCK_M, HEAD_DIM, BLOCK_D)
-    if HAS_LSE:
-        rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-        mask = rows < len_q
         if HAS_SOURCE_Q:
-            mask = mask & (is_source == 0)
-        tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), mask=mask)
+            rows_ptr, stride_rows, rows_out_ptr, stride_out, first_row, len_rows = where_each(
+                i >= num_blocks,
+                (
+                    source_q_ptr,
+                    stride_sqn,
+                    source_out_ptr,
+                    stride_son,
+                    (i - num_blocks) * BLOCK_M,
+                    len_source_q,
+                ),
+                (q_ptr, stride_qn, out_ptr, stride_on, i * BLOCK_M, len_q),
+            )
+        # [BLOCK_M, BLOCK_D]
+        q = load_rows(rows_ptr, stride_rows, first_row, len_rows, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+        if len(PARTS) > 0:
+            acc, row_max, row_sum = attend_resident(q, keys, values, len_kv, scale, WHOLE_ROW, PRECISION)
+        else:
+            acc, row_max, row_sum = attend_streamed(
+                q, k_ptr, stride_kn, v_ptr, stride_vn, len_kv, scale, BLOCK_N, TAIL_N,
+                HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
+        out = acc / row_sum[:, None]
+        store_rows(rows_out_ptr, stride_out, first_row, len_rows, out, BLOCK_M, HEAD_DIM, BLOCK_D)
+        if HAS_LSE:
+            # The source's rows lie behind the target's, where nothing is stored.
+            rows = i * BLOCK_M + tl.arange(0, BLOCK_M)
+            lse = row_max + tl.log2(row_sum)
+            tl.store(lse_ptr + batch_head.to(tl.int64) * len_q + rows, lse, mask=rows < len_q)
 
 
 def attention_forward(
@@ -144,7 +130,7 @@ def attention_forward(
         q: Queries `[B, H, Nq, D]`.
         k: Keys `[B, H, N, D]` of the samples whose coin is false; of all samples without coins.
         v: Values `[B, H, N, D]`.
-        source_k: The source's keys `[B, H, Ns, D]`; None where neither a coin nor `source_q` reads them.
+        source_k: The source's keys `[B, H, Ns, D]`; None where all that is asked for reads `k` and `v`.
         source_v: The source's values.
         use_source: Coins `[B]`, or None.
         source_q: Queries of the source, `[B, H, Nsq, D]`, or None.
@@ -155,19 +141,45 @@ def attention_forward(
         The output `[B, H, Nq, D]`; the log-sum-exp of the scores to base 2, float32 `[B, H, Nq]`; the
         source's output `[B, H, Nsq, D]`. The last two are empty where they are not asked for.
     """
-    batch, heads, len_q, head_dim = q.shape
     out, lse, source_out = empty_forward(q, source_q, needs_lse)
-    has_source_q = source_q is not None
+    launch_forward(q, k, v, source_k, source_v, use_source, source_q, scale, out, lse, source_out)
+    return out, lse, source_out
+
+
+def launch_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source_k: Tensor | None,
+    source_v: Tensor | None,
+    use_source: Tensor | None,
+    source_q: Tensor | None,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    source_out: Tensor,
+) -> None:
+    """As `attention_forward`, into given tensors.
+
+    With coins but no pair of the source, samples whose coin is true are left to another launch. An empty
+    `lse` is not written.
+    """
+    batch, heads, len_q, head_dim = q.shape
+    has_source_q, has_source_kv = source_q is not None, source_k is not None
     source_q = q if source_q is None else source_q
     source_k = k if source_k is None else source_k
     source_v = v if source_v is None else source_v
+    selector = "none" if use_source is None else "pair" if has_source_kv else "skip"
 
-    tiles = choose_tiles("fwd", q)
-    blocks = triton.cdiv(len_q, tiles.block_m) + triton.cdiv(source_out.shape[2], tiles.block_m)
-    if batch * heads * blocks == 0:
-        return out, lse, source_out
-    with on_device_of(q):
-        _attn_fwd_kernel[(batch * heads * blocks,)](
+    def launch(tiles: Tiles) -> None:
+        blocks, source_blocks = (triton.cdiv(n, tiles.block_m) for n in (len_q, source_out.shape[2]))
+        groups = 2 if has_source_q and has_source_kv else 1
+        lanes = max(blocks, source_blocks) if groups == 2 else blocks + source_blocks
+        if tiles.block_n == 0:
+            lanes = query_lanes(batch * heads * groups, lanes, q.device)
+        if batch * heads * lanes == 0:
+            return
+        _attn_fwd_kernel[(batch * heads * lanes * groups,)](
             q, *q.stride()[:3],
             k, *k.stride()[:3],
             v, *v.stride()[:3],
@@ -178,16 +190,20 @@ def attention_forward(
             source_out, *source_out.stride()[:3],
             lse,
             q if use_source is None else use_source,
-            len_q, k.shape[2], source_q.shape[2], source_k.shape[2], heads,
+            len_q, k.shape[2], source_q.shape[2], source_k.shape[2], heads, lanes * groups,
             scale,
             HEAD_DIM=head_dim, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
             BLOCK_D=triton.next_power_of_2(head_dim),
+            PARTS=TilePlan(k.shape[2], tiles.block_n).parts,
             TAIL_N=tail_size(tiles.block_n, k.shape[2], source_k.shape[2]),
-            HAS_SELECTOR=use_source is not None, HAS_SOURCE_Q=has_source_q, HAS_LSE=needs_lse,
+            WHOLE_ROW=tiles.whole_row,
+            SELECTOR=selector, HAS_SOURCE_Q=has_source_q, HAS_SOURCE_KV=has_source_kv,
+            HAS_LSE=lse.numel() > 0,
             PRECISION=dot_precision(q),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
-    return out, lse, source_out
+
+    launch_largest(_attn_fwd_kernel, q.device, choose_tiles("fwd", q, k.shape[2], source_k.shape[2]), launch)
 
 
 def empty_forward(q: Tensor, source_q: Tensor | None, needs_lse: bool) -> tuple[Tensor, Tensor, Tensor]:

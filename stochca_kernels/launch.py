@@ -1,9 +1,37 @@
 """What every launcher needs beside its kernel."""
 
 import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from stochca_kernels.tiles import Tiles
+
+# Rows of the table that turned out to need more than a GPU has.
+_TOO_LARGE: set[tuple[Any, ...]] = set()
+
+
+def launch_largest(
+    kernel: Any, device: torch.device, rows: Sequence[Tiles], launch: Callable[[Tiles], None]
+) -> None:
+    """Call `launch` with the first of `rows` whose program fits the GPU.
+
+    Raises:
+        OutOfResources: Not even the last one fits.
+    """
+    for tiles in rows:
+        if (kernel, device, tiles) in _TOO_LARGE and tiles is not rows[-1]:
+            continue
+        try:
+            with on_device_of(device):
+                return launch(tiles)
+        except OutOfResources:
+            if tiles is rows[-1]:
+                raise
+            _TOO_LARGE.add((kernel, device, tiles))
 
 
 def empty_token_major(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -12,6 +40,6 @@ def empty_token_major(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty((batch, length, heads, head_dim)).transpose(1, 2)
 
 
-def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Make the GPU of `x` the current one: Triton launches there."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+def on_device_of(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make the GPU the current one: Triton launches there."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -69,3 +69,24 @@ def dot_rows(a, b, PRECISION: tl.constexpr):
         return tl.sum(tl.dot(a, b, input_precision=PRECISION), 0)
     else:
         return tl.dot(a, tl.trans(b), input_precision=PRECISION)
+
+
+@triton.jit
+def where_each(condition, chosen, otherwise):
+    """`tl.where` of each pair of pointers and numbers: a whole program takes one side."""
+    result = ()
+    for i in tl.static_range(len(chosen)):
+        result = result + (tl.where(condition, chosen[i], otherwise[i]),)  # noqa: RUF005, Triton unpacks none
+    return result
+
+
+@triton.jit
+def load_parts(ptr, stride, length, PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """All rows of `[length, HEAD_DIM]` as tiles of `PARTS` rows; only the last has rows outside."""
+    tiles = ()
+    start = 0
+    for i in tl.static_range(len(PARTS)):
+        tile = load_rows(ptr, stride, start, length, PARTS[i], HEAD_DIM, BLOCK_D, i == len(PARTS) - 1)
+        tiles = tiles + (tile,)  # noqa: RUF005
+        start += PARTS[i]
+    return tiles

@@ -37,6 +37,11 @@ def zero_where(side: KV, coin: Tensor) -> KV:
     return k, v
 
 
+def unpack(qkv: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values `[B, H, N, D]`, three views of a packed projection `[B, N, 3, H, D]`."""
+    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
 def project(projection: Projection, num_heads: int) -> tuple[Tensor, Tensor]:
     """Compute keys and values, two views `[B, H, N, D]` of one packed `[B, N, 2, H, D]` product."""
     packed = F.linear(*projection).unflatten(-1, (2, num_heads, -1))

