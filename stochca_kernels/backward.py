@@ -1,10 +1,14 @@
-"""Backward: one kernel for dQ, all that cross-attention needs, and one for dK and dV. No atomics."""
+"""Backward: one kernel for dQ, all that cross-attention needs, and one for dK and dV. No atomics.
+
+Samples that attend to their own pair take the one kernel of `backward_joint.py` instead where it fits.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochca_kernels.backward_joint import has_joint_backward, launch_joint_backward
 from stochca_kernels.launch import empty_token_major, launch_largest
 from stochca_kernels.primitives import (
     LOG2_E,
@@ -43,7 +47,11 @@ def _attn_bwd_dq_kernel(
     SELECTOR: tl.constexpr, HAS_DELTA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (batch * num_heads * num_lanes,). The lanes of a head share its blocks of queries."""
+    """Grid: (batch * num_heads * num_lanes,). The lanes of a head share its blocks of queries.
+
+    `SELECTOR` says whose dQ is written: of all samples, from one pair ("none") or from that of their coin
+    ("pair"); of those whose coin is false ("skip") or true ("source"), from the first pair.
+    """
     lane = tl.program_id(0) % num_lanes
     batch_head = tl.program_id(0) // num_lanes
     batch = (batch_head // num_heads).to(tl.int64)
@@ -56,6 +64,9 @@ def _attn_bwd_dq_kernel(
         reads_source = tl.load(use_source_ptr + batch)
         if SELECTOR == "skip":
             if reads_source:
+                return
+        elif SELECTOR == "source":
+            if reads_source == 0:
                 return
         else:
             source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head)
@@ -266,18 +277,26 @@ def launch_backward(
     dk: Tensor,
     dv: Tensor,
 ) -> None:
-    """As `attention_backward`, into given tensors: dQ first, which also leaves `rowsum(out * grad)`.
+    """As `attention_backward`, into given tensors.
 
+    One kernel where all keys of a head fit on chip; else dQ first, which also leaves `rowsum(out * grad)`.
     With coins but no pair of the source, dQ of the samples whose coin is true is left to another launch.
     An empty `dk` is not written.
     """
     batch, heads, len_q, head_dim = q.shape
-    len_kv, needs_dkdv = k.shape[2], dk.numel() > 0
-    has_source_kv = source_k is not None
-    delta = q.new_empty((batch, heads, len_q) if needs_dkdv else (0,), dtype=torch.float32)
+    needs_dkdv = dk.numel() > 0
+    selector = "none" if use_source is None else "pair" if source_k is not None else "skip"
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     source_k = k if source_k is None else source_k
     source_v = v if source_v is None else source_v
+    if needs_dkdv and has_joint_backward(q, k.shape[2]):
+        launch_joint_backward(grad, q, k, v, use_source, out, lse, scale, dq, dk, dv)
+        if selector != "pair":
+            return
+        # What remains is dQ of the samples that read the source.
+        selector, k, v, needs_dkdv = "source", source_k, source_v, False
+    len_kv = k.shape[2]
+    delta = q.new_empty((batch, heads, len_q) if needs_dkdv else (0,), dtype=torch.float32)
     coins = q if use_source is None else use_source
     shared = {
         "HEAD_DIM": head_dim,
@@ -308,7 +327,7 @@ def launch_backward(
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
             PARTS=TilePlan(len_kv, tiles.block_n).parts,
             TAIL_N=tail_size(tiles.block_n, len_kv, source_k.shape[2]),
-            SELECTOR="none" if use_source is None else "pair" if has_source_kv else "skip",
+            SELECTOR=selector,
             HAS_DELTA=needs_dkdv,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             **shared,

@@ -72,11 +72,17 @@ def dot_rows(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def append(tiles, tile):
+    """A tuple of tiles with one more at its end."""
+    return tiles + (tile,)  # noqa: RUF005, Triton unpacks none
+
+
+@triton.jit
 def where_each(condition, chosen, otherwise):
     """`tl.where` of each pair of pointers and numbers: a whole program takes one side."""
     result = ()
     for i in tl.static_range(len(chosen)):
-        result = result + (tl.where(condition, chosen[i], otherwise[i]),)  # noqa: RUF005, Triton unpacks none
+        result = append(result, tl.where(condition, chosen[i], otherwise[i]))
     return result
 
 
@@ -87,6 +93,6 @@ def load_parts(ptr, stride, length, PARTS: tl.constexpr, HEAD_DIM: tl.constexpr,
     start = 0
     for i in tl.static_range(len(PARTS)):
         tile = load_rows(ptr, stride, start, length, PARTS[i], HEAD_DIM, BLOCK_D, i == len(PARTS) - 1)
-        tiles = tiles + (tile,)  # noqa: RUF005
+        tiles = append(tiles, tile)
         start += PARTS[i]
     return tiles

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Kernel = Literal["fwd", "dq", "dkdv"]
+Kernel = Literal["fwd", "dq", "dkdv", "dqkv"]
 
 
 class TilePlan:
@@ -15,24 +15,26 @@ class TilePlan:
     Args:
         length: N, the number of keys.
         block_n: Keys of a tile of the main loop; 0 where a program keeps all keys on chip, `parts` of them.
+        smallest_part: Keys that every part has a multiple of.
 
     Examples:
-        >>> TilePlan(197).parts, TilePlan(257).parts
-        ((128, 64, 16), (128, 128, 16))
+        >>> TilePlan(197).parts, TilePlan(257).parts, TilePlan(197, smallest_part=64).parts
+        ((128, 64, 16), (128, 128, 16), (128, 128))
         >>> TilePlan(785, 128).tail
         32
     """
 
-    def __init__(self, length: int, block_n: int = 0):
+    def __init__(self, length: int, block_n: int = 0, smallest_part: int = 16):
         self.length = length
         self.block_n = block_n
+        self.smallest_part = smallest_part
 
     @property
     def parts(self) -> tuple[int, ...]:
         """Tiles that hold the whole row, largest first, at most three of them; empty in a main loop."""
         if self.block_n:
             return ()
-        padded = max(16, -(-self.length // 16) * 16)
+        padded = max(1, -(-self.length // self.smallest_part)) * self.smallest_part
         while len(parts := _powers_of_two(padded)) > 3:
             padded += parts[-1]
         return parts
@@ -66,6 +68,7 @@ class Tiles(NamedTuple):
             (Triton 3.6.0, `tests/kernels/compile_all.py`); the GPU and the commit where it was timed.
         max_keys: Most keys this row is for, None for any number.
         whole_row: Softmax over the whole row of scores at once, without rescaling.
+        smallest_part: Keys of the smallest tile of a program that keeps all keys on chip.
     """
 
     block_m: int
@@ -75,6 +78,7 @@ class Tiles(NamedTuple):
     origin: str
     max_keys: int | None = None
     whole_row: bool = False
+    smallest_part: int = 16
 
 
 # (kernel, GPU, arithmetic): rows for head sizes up to 64, and up to 128. The first that fits is used.
@@ -132,6 +136,14 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
     ("dkdv", "nvidia", "tf32"): ((Tiles(16, 32, 4, 2, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
     ("dkdv", "nvidia", "ieee"): ((Tiles(16, 16, 8, 1, "compiled"),), (Tiles(16, 8, 8, 1, "compiled"),)),
     ("dkdv", "gfx942", "ieee"): ((Tiles(16, 32, 4, 1, "compiled"),), (Tiles(16, 32, 4, 1, "compiled"),)),
+    # Keys are the rows of its tiles, which Hopper's matrix instruction takes by 64.
+    ("dqkv", "sm_90", "half"): (
+        (
+            Tiles(32, 0, 4, 2, "compiled", max_keys=128, smallest_part=64),
+            Tiles(32, 0, 8, 2, "compiled", max_keys=256, smallest_part=64),
+        ),
+        (),
+    ),
 }
 
 # Parts without shared memory limits of their own use the rows of one with the same matrix unit.
@@ -150,7 +162,7 @@ def choose_tiles(kernel: Kernel, q: Tensor, *lengths: int) -> tuple[Tiles, ...]:
 
 
 def plans(kernel: Kernel, gpu: str, arithmetic: str, head_dim: int, length: int) -> tuple[Tiles, ...]:
-    """Look up the rows of the table.
+    """Look up the rows of the table, for "dqkv" perhaps none.
 
     Args:
         kernel: Which kernel.
@@ -160,7 +172,7 @@ def plans(kernel: Kernel, gpu: str, arithmetic: str, head_dim: int, length: int)
         length: Rows of the loop: keys, or queries for "dkdv".
     """
     gpu = "nvidia" if arithmetic != "half" and gpu != "gfx942" else _LIKE.get(gpu, gpu)
-    rows = _TABLE[kernel, gpu, arithmetic][head_dim > 64]
+    rows = _TABLE.get((kernel, gpu, arithmetic), ((), ()))[head_dim > 64]
     return tuple(row for row in rows if row.max_keys is None or length <= row.max_keys)
 
 

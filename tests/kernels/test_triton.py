@@ -72,6 +72,12 @@ def poisoned_outputs(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
+@pytest.fixture(autouse=True)
+def split_backward(monkeypatch):
+    """One kernel for dQ and one for dK and dV at all lengths: `test_joint.py` has the facts of the other."""
+    monkeypatch.setattr(backward, "has_joint_backward", lambda q, len_kv: False)
+
+
 def inputs_of(shape: Shape, *, scale: float = 1.0) -> Inputs:
     x = make_inputs(*shape[:6], dtype=shape.dtype, device=DEVICE)
     q, kv, source_kv, source_q = x
