@@ -3,25 +3,44 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+PACKAGES = ("stochca", "torch", "triton", "timm", "scikit-learn")
+
 
 def environment() -> dict[str, Any]:
-    """Machine, versions, and the commit measured, with `dirty` true where files differ from it.
+    """Machine, GPU, versions, and the commit measured, with `dirty` true where files differ from it.
 
-    Commit and `dirty` are None outside a git checkout.
+    Commit and `dirty` are None outside a git checkout, the GPU where there is none, and the version of a
+    package that is not installed.
     """
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("stochca", "torch", "timm", "scikit-learn")},
-        },
+        "gpu": _gpu(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": commit,
         "dirty": None if changes is None else bool(changes),
+    }
+
+
+def _gpu() -> dict[str, Any] | None:
+    """Name, driver and libraries of the current GPU."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    drivers = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "driver": drivers.splitlines()[0] if drivers else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 
@@ -33,8 +52,18 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return _output("git", "-C", str(Path(__file__).parent), *arguments)
+
+
+def _output(*command: str) -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -25,7 +25,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def provenance(result: dict[str, Any]) -> str:
     """Where a result comes from, in a line."""
     versions = ", ".join(
-        f"{name} {version}" for name, version in result["versions"].items() if name != "stochca"
+        f"{name} {version}" for name, version in result["versions"].items() if version and name != "stochca"
     )
     commit = (result["commit"] or "unknown")[:12] + (" with uncommitted changes" if result["dirty"] else "")
     return f"{versions}; commit {commit}"

@@ -1,0 +1,1 @@
+"""The operator against what a user would call instead: checked first, then timed."""
