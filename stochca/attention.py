@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stochca_kernels import Projection, stochca_attention
-from stochca_kernels.attention import Impl, keep_in_graph
-from stochca_kernels.projection import KV, project
+from stochca_kernels.attention import keep_in_graph
+from stochca_kernels.dispatch import Impl
+from stochca_kernels.projection import KV, pair_of, project
 
 
 class Blend(NamedTuple):
@@ -84,8 +85,7 @@ class StochCAAttention(Attention):
         with torch.no_grad():
             kv = key_value(self, x.detach())
         if isinstance(kv, Projection):
-            x, weight, bias = kv
-            return Projection(x, weight.detach(), None if bias is None else bias.detach())
+            return kv._replace(weight=kv.weight.detach(), bias=None if kv.bias is None else kv.bias.detach())
         return kv
 
 
@@ -149,7 +149,7 @@ def key_value(attn: Attention, x: Tensor) -> KV:
     projection = Projection(x, *_rows(attn, slice(attn.num_heads * attn.head_dim, None)))
     if isinstance(attn.k_norm, nn.Identity):
         return projection
-    k, v = _split_heads(attn, F.linear(*projection), 2)
+    k, v = project(projection, attn.num_heads)
     return attn.k_norm(k), v
 
 
@@ -168,7 +168,7 @@ def _attend(attn: Attention, q: Tensor, own: KV, source: KV, coin: Coin, impl: I
     if not isinstance(coin, Blend):
         return stochca_attention(q, own, source, coin, scale=scale, impl=impl)
     if coin.kind == "concat":
-        both = _concatenate(_pair(own, attn), _pair(source, attn))
+        both = _concatenate(pair_of(own, attn.num_heads), pair_of(source, attn.num_heads))
         return stochca_attention(q, both, None, False, scale=scale, impl=impl)
     to_own = stochca_attention(q, own, None, False, scale=scale, impl=impl)
     to_source = stochca_attention(q, None, source, True, scale=scale, impl=impl)
@@ -189,7 +189,12 @@ def _masked_attention(
 
     def attend(kv: KV) -> Tensor:
         return F.scaled_dot_product_attention(
-            q, *_pair(kv, attn), attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal, scale=attn.scale
+            q,
+            *pair_of(kv, attn.num_heads),
+            attn_mask=attn_mask,
+            dropout_p=dropout,
+            is_causal=is_causal,
+            scale=attn.scale,
         )
 
     if isinstance(coin, bool):
@@ -199,14 +204,9 @@ def _masked_attention(
             raise ValueError('mode="concat" takes neither attention dropout nor a mask')
         to_own, to_source = attend(own), attend(source)
         return to_own + to_source if coin.kind == "sum" else torch.lerp(to_own, to_source, coin.alpha)
-    pairs = zip(_pair(source, attn), _pair(own, attn), strict=True)
+    pairs = zip(pair_of(source, attn.num_heads), pair_of(own, attn.num_heads), strict=True)
     k, v = (torch.where(coin[:, None, None, None], source_t, own_t) for source_t, own_t in pairs)
     return attend((k, v))
-
-
-def _pair(side: KV, attn: Attention) -> tuple[Tensor, Tensor]:
-    assert side is not None
-    return project(side, attn.num_heads) if isinstance(side, Projection) else side
 
 
 def _concatenate(own: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from stochca.attention import Coin, cross_attention, key_value, merge_heads, query
-from stochca_kernels import Projection, stochca_attention
-from stochca_kernels.attention import Impl
-from stochca_kernels.projection import KV, project
+from stochca_kernels import stochca_attention
+from stochca_kernels.dispatch import Impl
+from stochca_kernels.projection import KV, pair_of
 
 Masks: TypeAlias = tuple[Tensor, Tensor] | None
 
@@ -87,9 +87,9 @@ def source_step(
     y = block.norm1(x)
     source_kv = key_value(block.attn, y)
     pair = source_kv
-    if isinstance(pair, Projection) and (advance or not few_queries):
+    if advance or not few_queries:
         # Apart from the queries, so that only keys and values stay in memory until the backward.
-        pair = project(pair, block.attn.num_heads)
+        pair = pair_of(pair, block.attn.num_heads)
     if advance:
         out = stochca_attention(query(block.attn, y), pair, None, False, scale=block.attn.scale, impl=impl)
         x = _residuals(block, x, merge_heads(block.attn, out, y))

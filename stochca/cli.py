@@ -143,7 +143,7 @@ def _info(options: InfoOptions) -> int:
     import torch
 
     from stochca.evaluation import resolve_device
-    from stochca_kernels.attention import select_impl
+    from stochca_kernels.dispatch import select_impl
 
     def version_of(package: str) -> str:
         try:

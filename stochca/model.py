@@ -16,7 +16,7 @@ from stochca.block import drop_path_masks, source_step, target_step
 from stochca.compile import CompiledPerCase
 from stochca.plan import CoinSampler, Mode, Per, Rng, Schedule, StepPlan, replay
 from stochca.vit import TimmViT, check_drivable, check_pair, num_class_rows, renormalization, stem
-from stochca_kernels.attention import Impl
+from stochca_kernels.dispatch import Impl
 from stochca_kernels.projection import KV
 
 

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from stochca.attention import StochCAAttention
-from stochca_kernels.attention import HEAD_DIMS
+from stochca_kernels.checks import HEAD_DIMS
 
 TimmViT: TypeAlias = VisionTransformer | NaFlexVit
 

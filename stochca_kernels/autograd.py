@@ -1,39 +1,20 @@
-"""The Triton kernels as operators that torch differentiates, and that its compilers leave whole."""
+"""The gradients of the Triton operators, and the entry points that choose among them."""
 
 import torch
 from torch import Tensor
 
-from stochca_kernels.backward import attention_backward, empty_backward
-from stochca_kernels.forward import attention_forward, empty_forward
-
-_library = torch.library.Library("stochca", "FRAGMENT")
-_library.define(
-    "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? source_k, Tensor? source_v, Tensor? use_source, "
-    "Tensor? source_q, float scale, bool needs_lse) -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? source_k, Tensor? source_v, "
-    "Tensor? use_source, Tensor out, Tensor lse, float scale, bool needs_dkdv) -> (Tensor, Tensor, Tensor)"
-)
-_library.impl("attention_forward", attention_forward, "CompositeExplicitAutograd")
-_library.impl("attention_backward", attention_backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("stochca::attention_forward", lib=_library)
-def _(q, k, v, source_k, source_v, use_source, source_q, scale, needs_lse):
-    return empty_forward(q, source_q, needs_lse)
-
-
-@torch.library.register_fake("stochca::attention_backward", lib=_library)
-def _(grad, q, k, v, source_k, source_v, use_source, out, lse, scale, needs_dkdv):
-    return empty_backward(q, k, needs_dkdv)
+import stochca_kernels.ops  # noqa: F401, registers torch.ops.stochca
+from stochca_kernels.projection import Projection, project, unpack
 
 
 class _Attention(torch.autograd.Function):
+    """Where `k` and `v` are None, `q` is the packed projection of all three."""
+
     @staticmethod
     def forward(ctx, q, k, v, source_k, source_v, use_source, source_q, scale):
+        own = unpack(q) if k is None else (q, k, v)
         out, lse, source_out = torch.ops.stochca.attention_forward(
-            q, k, v, source_k, source_v, use_source, source_q, scale, True
+            *own, source_k, source_v, use_source, source_q, scale, True
         )
         if use_source is None:  # only `source_q` reads the source
             source_k = source_v = None
@@ -44,17 +25,14 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        # `once_differentiable` would silently take this gradient for a constant where `grad` is one.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                'impl="triton" has no second derivative (create_graph=True): use impl="reference"'
-            )
-        q, k, v, source_k, source_v, use_source, out, lse = ctx.saved_tensors
+        _refuse_second_derivative()
+        q, k, v, *rest = ctx.saved_tensors
+        if k is None:
+            dqkv = torch.ops.stochca.packed_attention_backward(grad, q, *rest, ctx.scale)
+            return dqkv, *(None,) * 7
         needs_dkdv = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        dq, dk, dv = torch.ops.stochca.attention_backward(
-            grad, q, k, v, source_k, source_v, use_source, out, lse, ctx.scale, needs_dkdv
-        )
-        return dq, dk if needs_dkdv else None, dv if needs_dkdv else None, None, None, None, None, None
+        dq, dk, dv = torch.ops.stochca.attention_backward(grad, q, k, v, *rest, ctx.scale, needs_dkdv)
+        return dq, dk if needs_dkdv else None, dv if needs_dkdv else None, *(None,) * 5
 
 
 def attention_triton(
@@ -64,6 +42,7 @@ def attention_triton(
     use_source: bool | Tensor,
     source_q: Tensor | None,
     scale: float,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with each sample's queries to its own pair, or to the source's where its coin says so.
 
@@ -74,6 +53,7 @@ def attention_triton(
         use_source: One coin, or a bool tensor `[B]`.
         source_q: The source's own queries `[B, H, Ns, D]`, or None.
         scale: Factor on the scores.
+        packed: `[B, N, 3, H, D]` of which `q` and `kv` are views: takes their gradient in their place.
 
     Returns:
         The output `[B, H, Nq, D]`, and the source's own output `[B, H, Ns, D]` or None.
@@ -81,17 +61,99 @@ def attention_triton(
     Raises:
         RuntimeError: Called under a transform of `torch.func`, which the kernels do not have.
     """
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError('impl="triton" has no torch.func transforms (vmap, grad, jvp): use impl="sdpa"')
+    _refuse_functorch()
     # Without a coin per sample, the chosen pair takes the first place: the kernels need not choose.
     pair = source_kv if use_source is True else kv
     assert pair is not None
     coins = use_source if isinstance(use_source, Tensor) else None
     needs_source = coins is not None or (source_q is not None and use_source is False)
     source_k, source_v = source_kv if source_kv is not None and needs_source else (None, None)
-    args = (q, *pair, source_k, source_v, coins, source_q)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, *pair)):
-        out, source_out = _Attention.apply(*args, scale)
+    rest = (source_k, source_v, coins, source_q, scale)
+    own = (q, *pair) if packed is None else (packed, None, None)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in own):
+        out, source_out = _Attention.apply(*own, *rest)
     else:
-        out, _, source_out = torch.ops.stochca.attention_forward(*args, scale, False)
+        out, _, source_out = torch.ops.stochca.attention_forward(q, *pair, *rest, False)
     return out, None if source_q is None else source_out
+
+
+def attention_projected(
+    q: Tensor,
+    kv: tuple[Tensor, Tensor] | None,
+    source_kv: Projection,
+    use_source: bool | Tensor,
+    source_q: Tensor | Projection | None,
+    scale: float,
+    packed: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """As `attention_triton`, with the source's keys and values computed inside the kernel.
+
+    Args:
+        q: As there.
+        kv: As there.
+        source_kv: Tokens of the source, and the weight of their keys and values.
+        use_source: As there.
+        source_q: The source's own queries `[B, H, Ns, D]`, a `Projection`, or None. One of the same tokens is
+            computed inside the kernel as well.
+        scale: As there.
+        packed: As there.
+    """
+    _refuse_functorch()
+    own_q = source_q if isinstance(source_q, Projection) else None
+    if own_q is not None and (own_q.x is not source_kv.x or own_q.rstd is not source_kv.rstd):
+        source_q, own_q = project(own_q, q.shape[1], parts=1)[0], None
+    coins = use_source if isinstance(use_source, Tensor) else None
+    own = (q, *(kv or (None, None))) if packed is None else (packed, None, None)
+    source = (*source_kv, coins)
+    asking = (None, own_q.weight, own_q.bias) if own_q is not None else (source_q, None, None)
+    is_packed = packed is not None
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in own):
+        out, source_out = _ProjectedAttention.apply(*own, *source, *asking, scale, is_packed)
+    else:
+        own = (q, *(kv or (None, None)))
+        out, _, source_out = torch.ops.stochca.projected_attention_forward(
+            *own, *source, *asking, scale, False
+        )
+    return out, None if source_q is None else source_out
+
+
+class _ProjectedAttention(torch.autograd.Function):
+    """Where `is_packed`, `q` is the packed projection of the target's own queries, keys and values."""
+
+    @staticmethod
+    def forward(
+        ctx, q, k, v, x, weight, bias, rstd, use_source, source_q, q_weight, q_bias, scale, is_packed
+    ):
+        own = unpack(q) if is_packed else (q, k, v)
+        source = (x, weight, bias, rstd, use_source)
+        out, lse, source_out = torch.ops.stochca.projected_attention_forward(
+            *own, *source, source_q, q_weight, q_bias, scale, True
+        )
+        ctx.save_for_backward(q, k, v, *source, out, lse)
+        ctx.scale, ctx.is_packed = scale, is_packed
+        ctx.mark_non_differentiable(source_out)
+        return out, source_out
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        _refuse_second_derivative()
+        q, k, v, *rest = ctx.saved_tensors
+        if ctx.is_packed:
+            dqkv = torch.ops.stochca.packed_projected_attention_backward(grad, q, *rest, ctx.scale)
+            return dqkv, *(None,) * 12
+        needs_dkdv = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        dq, dk, dv = torch.ops.stochca.projected_attention_backward(
+            grad, q, k, v, *rest, ctx.scale, needs_dkdv
+        )
+        return dq, dk if needs_dkdv else None, dv if needs_dkdv else None, *(None,) * 10
+
+
+def _refuse_second_derivative() -> None:
+    # `once_differentiable` would silently take a gradient for a constant where what it is of is none.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError('impl="triton" has no second derivative (create_graph=True): use impl="reference"')
+
+
+def _refuse_functorch() -> None:
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError('impl="triton" has no torch.func transforms (vmap, grad, jvp): use impl="sdpa"')

@@ -9,7 +9,16 @@ import triton.language as tl
 from torch import Tensor
 
 from stochca_kernels.launch import launch_largest
-from stochca_kernels.primitives import LOG2_E, append, dot_rows, head_base, load_parts, load_rows, store_rows
+from stochca_kernels.primitives import (
+    LOG2_E,
+    append,
+    dot_rows,
+    head_base,
+    load_parts,
+    load_rows,
+    store_rows,
+    zeros,
+)
 from stochca_kernels.tiles import TilePlan, Tiles, choose_tiles, dot_precision
 
 
@@ -112,13 +121,8 @@ def _add_block(q, grad, lse, delta, keys, values, dk, dv, len_kv, scale, PRECISI
 def _zero_parts(PARTS: tl.constexpr, BLOCK_D: tl.constexpr):
     tiles = ()
     for i in tl.static_range(len(PARTS)):
-        tiles = append(tiles, _zeros(PARTS[i], BLOCK_D))
+        tiles = append(tiles, zeros(PARTS[i], BLOCK_D))
     return tiles
-
-
-@triton.jit
-def _zeros(ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    return tl.zeros([ROWS, BLOCK_D], tl.float32)
 
 
 @triton.jit

@@ -141,7 +141,7 @@ def attention_forward(
         The output `[B, H, Nq, D]`; the log-sum-exp of the scores to base 2, float32 `[B, H, Nq]`; the
         source's output `[B, H, Nsq, D]`. The last two are empty where they are not asked for.
     """
-    out, lse, source_out = empty_forward(q, source_q, needs_lse)
+    out, lse, source_out = empty_forward(q, 0 if source_q is None else source_q.shape[2], needs_lse)
     launch_forward(q, k, v, source_k, source_v, use_source, source_q, scale, out, lse, source_out)
     return out, lse, source_out
 
@@ -206,12 +206,11 @@ def launch_forward(
     launch_largest(_attn_fwd_kernel, q.device, choose_tiles("fwd", q, k.shape[2], source_k.shape[2]), launch)
 
 
-def empty_forward(q: Tensor, source_q: Tensor | None, needs_lse: bool) -> tuple[Tensor, Tensor, Tensor]:
+def empty_forward(q: Tensor, len_source_q: int, needs_lse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate what `attention_forward` returns."""
     batch, heads, len_q, head_dim = q.shape
-    len_source = 0 if source_q is None else source_q.shape[2]
     return (
         empty_token_major(q, (batch, heads, len_q, head_dim)),
         q.new_empty((batch, heads, len_q) if needs_lse else (0,), dtype=torch.float32),
-        empty_token_major(q, (batch, heads, len_source, head_dim)),
+        empty_token_major(q, (batch, heads, len_source_q, head_dim)),
     )

@@ -78,6 +78,12 @@ def append(tiles, tile):
 
 
 @triton.jit
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A float32 tile of zeros; sizes may be elements of a tuple, which `tl.zeros` does not take."""
+    return tl.zeros([ROWS, COLUMNS], tl.float32)
+
+
+@triton.jit
 def where_each(condition, chosen, otherwise):
     """`tl.where` of each pair of pointers and numbers: a whole program takes one side."""
     result = ()

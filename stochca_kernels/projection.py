@@ -7,17 +7,23 @@ from torch.nn import functional as F
 
 
 class Projection(NamedTuple):
-    """Stands for the keys and values `x @ weight.T + bias`, to be computed, or avoided, by the operator.
+    r"""Stands for heads of tokens :math:`r\,(x W') + b`, to be computed, or avoided, by the operator.
 
     Args:
         x: Tokens `[B, N, C]`, usually after the block's first norm.
-        weight: Packed `[2 * H * D, C]`: the rows of all key heads, then those of all value heads.
-        bias: Packed `[2 * H * D]`, or None.
+        weight: For keys and values packed `[2 * H * D, C]`: the rows of all key heads, then those of all
+            value heads. For queries `[H * D, C]`.
+        bias: `[2 * H * D]` or `[H * D]`, or None.
+        rstd: A factor of each token, float32 `[B, N]`, or None for one. A layer norm before a frozen
+            projection folds into it: with its gain multiplied into `weight`, each row of `weight` then
+            centred, its bias mapped into `bias`, and `rstd` the tokens' inverse standard deviation, `x`
+            are the tokens before the norm.
     """
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None = None
+    rstd: Tensor | None = None
 
 
 KV: TypeAlias = tuple[Tensor, Tensor] | Projection | None
@@ -37,13 +43,27 @@ def zero_where(side: KV, coin: Tensor) -> KV:
     return k, v
 
 
-def unpack(qkv: Tensor) -> tuple[Tensor, ...]:
+def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values `[B, H, N, D]`, three views of a packed projection `[B, N, 3, H, D]`."""
-    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
 
 
-def project(projection: Projection, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Compute keys and values, two views `[B, H, N, D]` of one packed `[B, N, 2, H, D]` product."""
-    packed = F.linear(*projection).unflatten(-1, (2, num_heads, -1))
-    k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    return k, v
+def project(projection: Projection, num_heads: int, parts: int = 2) -> tuple[Tensor, ...]:
+    """Compute keys and values, or queries (one part): views `[B, H, N, D]` of one packed product."""
+    x, weight, bias, rstd = projection
+    if rstd is None:
+        packed = F.linear(x, weight, bias)
+    else:
+        packed = (F.linear(x, weight) * rstd[..., None]).to(x.dtype)
+        packed = packed if bias is None else packed + bias
+    return packed.unflatten(-1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def pair_of(side: KV, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Keys and values `[B, H, N, D]` of one side, computed where they are a `Projection`."""
+    assert side is not None
+    if isinstance(side, Projection):
+        k, v = project(side, num_heads)
+        return k, v
+    return side

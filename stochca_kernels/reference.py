@@ -26,17 +26,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 
 def attention_reference(
-    q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, source_q: Tensor | None, scale: float
+    q: Tensor,
+    kv: KV,
+    source_kv: KV,
+    use_source: bool | Tensor,
+    source_q: Tensor | Projection | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with each sample's queries to its own pair, or to the source's where its coin says so."""
+
+    def heads(side: Projection) -> Tensor:
+        tokens = side.x if side.rstd is None else (side.x * side.rstd[..., None]).to(side.x.dtype)
+        return (
+            F.linear(tokens, side.weight, side.bias)
+            .unflatten(-1, (-1, q.shape[1], q.shape[3]))
+            .permute(2, 0, 3, 1, 4)
+        )
 
     def pair(side: KV) -> tuple[Tensor, Tensor]:
         assert side is not None
         if isinstance(side, Projection):
-            k, v = F.linear(*side).unflatten(-1, (2, q.shape[1], q.shape[3])).permute(2, 0, 3, 1, 4)
+            k, v = heads(side)
             return k, v
         return side
 
+    if isinstance(source_q, Projection):
+        source_q = heads(source_q)[0]
     source_out = None if source_q is None else attend(source_q, *pair(source_kv), scale)[0]
     if isinstance(use_source, bool):
         return attend(q, *pair(source_kv if use_source else kv), scale)[0], source_out

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stochca_kernels.projection import KV, Projection, project, zero_where
+from stochca_kernels.projection import KV, Projection, pair_of, project, zero_where
 
 
 def attention_sdpa(
-    q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, source_q: Tensor | None, scale: float
+    q: Tensor,
+    kv: KV,
+    source_kv: KV,
+    use_source: bool | Tensor,
+    source_q: Tensor | Projection | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with each sample's queries to its own pair, or to the source's where its coin says so.
 
@@ -22,14 +27,16 @@ def attention_sdpa(
         kv: A pair of `[B, H, N, D]`, a `Projection`, or None where no sample needs it.
         source_kv: The same of the source.
         use_source: One coin, or a bool tensor `[B]`.
-        source_q: The source's own queries `[B, H, Ns, D]`, or None.
+        source_q: The source's own queries `[B, H, Ns, D]`, a `Projection`, or None.
         scale: Factor on the scores.
 
     Returns:
         The output `[B, H, Nq, D]`, and the source's own output `[B, H, Ns, D]` or None.
     """
     if source_q is not None and isinstance(source_kv, Projection):
-        source_kv = project(source_kv, q.shape[1])  # two readers: project once
+        source_kv = pair_of(source_kv, q.shape[1])  # two readers: project once
+    if isinstance(source_q, Projection):
+        source_q = project(source_q, q.shape[1], parts=1)[0]
     source_out = None if source_q is None else _attend(source_q, source_kv, scale)
     if isinstance(use_source, bool):
         return _attend(q, source_kv if use_source else kv, scale), source_out
@@ -50,7 +57,7 @@ def _attend(q: Tensor, kv: KV, scale: float) -> Tensor:
     if isinstance(kv, Projection):
         if q.shape[2] < q.shape[3]:
             return _attend_tokens(q, kv, scale)
-        kv = project(kv, q.shape[1])
+        kv = pair_of(kv, q.shape[1])
     return F.scaled_dot_product_attention(q, *kv, scale=scale)
 
 
@@ -60,7 +67,12 @@ def _attend_tokens(q: Tensor, kv: Projection, scale: float) -> Tensor:
     weight_k, weight_v = kv.weight.reshape(2, heads, head_dim, -1)
     # [B, H * Nq, C]: each head's query, expressed in the space of the tokens
     queries = torch.einsum("bhqd,hdc->bhqc", q * scale, weight_k).flatten(1, 2)
-    probs = torch.softmax(queries @ kv.x.transpose(1, 2), dim=-1)
+    logits = queries @ kv.x.transpose(1, 2)
+    if kv.rstd is not None:
+        logits = (logits * kv.rstd[:, None]).to(q.dtype)
+    probs = torch.softmax(logits, dim=-1)
+    if kv.rstd is not None:
+        probs = (probs * kv.rstd[:, None]).to(q.dtype)
     mixed = (probs @ kv.x).unflatten(1, (heads, len_q))
     out = torch.einsum("bhqc,hdc->bhqd", mixed, weight_v)
     return out if kv.bias is None else out + kv.bias.view(2, heads, 1, head_dim)[1]

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from stochca_kernels.primitives import LOG2_E, dot_rows, load_rows
+from stochca_kernels.primitives import LOG2_E, append, dot_rows, load_rows
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def attend_resident(q, keys, values, len_kv, scale, WHOLE_ROW: tl.constexpr, PRE
         start += keys[i].shape[0]
         if WHOLE_ROW:
             row_max = tl.maximum(row_max, tl.max(logits, 1))
-            scores = scores + (logits,)  # noqa: RUF005
+            scores = append(scores, logits)
         else:
             acc, row_max, row_sum = _add_values((acc, row_max, row_sum), logits, values[i], PRECISION)
     if WHOLE_ROW:
@@ -88,8 +88,9 @@ def dq_resident(q, grad, lse, delta, keys, values, len_kv, scale, PRECISION: tl.
     dq = tl.zeros([q.shape[0], values[0].shape[1]], tl.float32)
     start = 0
     for i in tl.static_range(len(keys)):
-        is_tail: tl.constexpr = i == len(keys) - 1
-        dq = _add_to_dq(dq, q, grad, lse, delta, keys[i], values[i], start, len_kv, scale, is_tail, PRECISION)
+        dq = _add_to_dq(
+            dq, q, grad, lse, delta, keys[i], values[i], start, len_kv, scale, i == len(keys) - 1, PRECISION
+        )
         start += keys[i].shape[0]
     return dq
 

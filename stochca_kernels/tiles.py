@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Kernel = Literal["fwd", "dq", "dkdv", "dqkv"]
+Kernel = Literal["fwd", "dq", "dkdv", "dqkv", "projected_fwd", "projected_dq", "tokens_fwd", "tokens_bwd"]
 
 
 class TilePlan:
@@ -69,6 +69,7 @@ class Tiles(NamedTuple):
         max_keys: Most keys this row is for, None for any number.
         whole_row: Softmax over the whole row of scores at once, without rescaling.
         smallest_part: Keys of the smallest tile of a program that keeps all keys on chip.
+        block_c: Channels of a tile of the projection, where there is one.
     """
 
     block_m: int
@@ -79,6 +80,7 @@ class Tiles(NamedTuple):
     max_keys: int | None = None
     whole_row: bool = False
     smallest_part: int = 16
+    block_c: int = 0
 
 
 # (kernel, GPU, arithmetic): rows for head sizes up to 64, and up to 128. The first that fits is used.
@@ -135,7 +137,42 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
     ("dkdv", "gfx942", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 64, 4, 2, "compiled"),)),
     ("dkdv", "nvidia", "tf32"): ((Tiles(16, 32, 4, 2, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
     ("dkdv", "nvidia", "ieee"): ((Tiles(16, 16, 8, 1, "compiled"),), (Tiles(16, 8, 8, 1, "compiled"),)),
+    ("projected_fwd", "sm_90", "half"): (
+        (
+            Tiles(64, 0, 8, 2, "compiled", max_keys=272, block_c=64),
+            Tiles(128, 128, 8, 2, "compiled", block_c=64),
+        ),
+        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+    ),
+    ("projected_dq", "sm_90", "half"): (
+        (
+            Tiles(64, 0, 8, 2, "compiled", max_keys=272, block_c=64),
+            Tiles(64, 64, 4, 2, "compiled", block_c=64),
+        ),
+        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+    ),
     ("dkdv", "gfx942", "ieee"): ((Tiles(16, 32, 4, 1, "compiled"),), (Tiles(16, 32, 4, 1, "compiled"),)),
+    # Tokens: columns are for up to 768 channels, and for more.
+    ("tokens_fwd", "sm_80", "half"): ((Tiles(16, 32, 4, 3, "compiled"),), (Tiles(16, 16, 8, 3, "compiled"),)),
+    ("tokens_fwd", "sm_90", "half"): ((Tiles(16, 64, 8, 3, "compiled"),), (Tiles(16, 32, 8, 3, "compiled"),)),
+    ("tokens_fwd", "sm_100", "half"): (
+        (Tiles(16, 64, 8, 3, "compiled"),),
+        (Tiles(16, 32, 8, 3, "compiled"),),
+    ),
+    ("tokens_fwd", "sm_120", "half"): (
+        (Tiles(16, 16, 8, 3, "compiled"),),
+        (Tiles(16, 16, 8, 2, "compiled"),),
+    ),
+    ("tokens_bwd", "sm_80", "half"): ((Tiles(16, 32, 8, 3, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
+    ("tokens_bwd", "sm_90", "half"): ((Tiles(16, 32, 8, 3, "compiled"),), (Tiles(16, 16, 8, 3, "compiled"),)),
+    ("tokens_bwd", "sm_100", "half"): (
+        (Tiles(16, 32, 8, 3, "compiled"),),
+        (Tiles(16, 16, 8, 3, "compiled"),),
+    ),
+    ("tokens_bwd", "sm_120", "half"): (
+        (Tiles(16, 16, 4, 2, "compiled"),),
+        (Tiles(16, 16, 8, 1, "compiled"),),
+    ),
     # Keys are the rows of its tiles, which Hopper's matrix instruction takes by 64.
     ("dqkv", "sm_90", "half"): (
         (
@@ -155,7 +192,7 @@ def choose_tiles(kernel: Kernel, q: Tensor, *lengths: int) -> tuple[Tiles, ...]:
     # The interpreter has no registers to spare, and the largest tiles are the fastest there.
     half = q.itemsize == 2 or q.device.type == "cpu"
     arithmetic = "half" if half else dot_precision(q)
-    rows = plans(kernel, gpu_of(q.device), arithmetic, q.shape[3], max(lengths))
+    rows = plans(kernel, gpu_of(q.device), arithmetic, q.shape[-1], max(lengths))
     if len({TilePlan(length).parts for length in lengths}) == 1:
         return rows
     return tuple(row for row in rows if row.block_n)  # one cut of the keys does not fit all
@@ -168,11 +205,12 @@ def plans(kernel: Kernel, gpu: str, arithmetic: str, head_dim: int, length: int)
         kernel: Which kernel.
         gpu: "sm_80", "sm_89", "sm_90", "sm_100", "sm_120" or "gfx942".
         arithmetic: "half" for 16-bit inputs; "tf32" or "ieee" for float32.
-        head_dim: D.
+        head_dim: D, or the channels of the tokens.
         length: Rows of the loop: keys, or queries for "dkdv".
     """
     gpu = "nvidia" if arithmetic != "half" and gpu != "gfx942" else _LIKE.get(gpu, gpu)
-    rows = _TABLE.get((kernel, gpu, arithmetic), ((), ()))[head_dim > 64]
+    narrow, wide = _TABLE.get((kernel, gpu, arithmetic), ((), ()))
+    rows = wide if head_dim > (768 if kernel.startswith("tokens") else 64) else narrow
     return tuple(row for row in rows if row.max_keys is None or length <= row.max_keys)
 
 
@@ -182,6 +220,21 @@ def tail_size(block: int, *lengths: int) -> int:
     return max(16, 1 << (tail - 1).bit_length()) if tail else 0
 
 
+def channel_chunks(channels: int) -> tuple[int, ...]:
+    """Cut a row of channels into powers of two, of which only the last is ragged.
+
+    Examples:
+        >>> channel_chunks(768), channel_chunks(1152), channel_chunks(100)
+        ((256, 256, 256), (256, 256, 256, 256, 128), (64, 32, 16))
+    """
+    return _powers_of_two(max(16, -(-channels // 16) * 16), largest=256)
+
+
+def token_splits(programs: int, tokens: int, device: torch.device) -> int:
+    """How many programs share the tokens of a sample: enough to fill the GPU, each with 64 tokens or more."""
+    return max(1, min(-(-tokens // 64), _multiprocessors(device) // max(1, programs), 32))
+
+
 def query_lanes(heads: int, blocks: int, device: torch.device) -> int:
     """How many programs share the query blocks of a head whose keys each of them keeps on chip.
 
@@ -189,6 +242,11 @@ def query_lanes(heads: int, blocks: int, device: torch.device) -> int:
     """
     slots = 3 * _multiprocessors(device)
     return max(1, min(blocks, slots // max(1, heads)))
+
+
+def resident_programs(device: torch.device) -> int:
+    """How many programs run at a time, at least: a slot of scratch memory each."""
+    return 2 * _multiprocessors(device)
 
 
 @lru_cache

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from stochca_kernels import Projection, stochca_attention
-from stochca_kernels.attention import select_impl
+from stochca_kernels.dispatch import fuses_projection, select_impl
 from stochca_kernels.testing import Inputs, assert_close_to_exact, make_inputs
+from stochca_kernels.tiles import gpu_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar"),
@@ -107,7 +108,7 @@ def test_projections_give_what_their_pairs_give(impl, bias, len_q, coin):
     x = make_inputs(3, 2, len_q, 1, 1, 24, device=DEVICE)
 
     def pair(side):
-        packed = torch.nn.functional.linear(*side).unflatten(-1, (2, 2, 24))
+        packed = torch.nn.functional.linear(*side[:3]).unflatten(-1, (2, 2, 24))
         return tuple(packed.permute(2, 0, 3, 1, 4))
 
     leaves = [leaf(t) for t in own if t is not None]
@@ -325,8 +326,8 @@ assert not any(name.partition(".")[0] == "triton" for name in sys.modules)
     ("device", "capability", "dtype", "head_dim", "impl", "reason"),
     [
         ("cpu", None, torch.bfloat16, 64, "sdpa", "the device is cpu"),
-        ("cuda", (9, 0), torch.bfloat16, 64, "triton", r"capability \(9, 0\), inputs are torch.bfloat16"),
-        ("cuda", (8, 0), torch.float16, 72, "triton", "torch.float16"),
+        ("cuda", (9, 0), torch.bfloat16, 64, "triton", r"triton is predicted to be .* capability \(9, 0\)"),
+        ("cuda", (8, 0), torch.float16, 72, "triton", r"capability \(8, 0\)"),
         ("cuda", (7, 5), torch.float16, 64, "sdpa", r"needs? compute capability 8.0, cuda has \(7, 5\)"),
         ("cuda", (9, 0), torch.float32, 64, "sdpa", "the dtype is torch.float32"),
         ("cuda", (9, 0), torch.bfloat16, 20, "sdpa", "got 20"),
@@ -335,6 +336,23 @@ assert not any(name.partition(".")[0] == "triton" for name in sys.modules)
 def test_auto_says_what_it_runs_and_why(monkeypatch, device, capability, dtype, head_dim, impl, reason):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu_of.cache_clear()
     selected, why = select_impl(torch.device(device), dtype, head_dim)
+    gpu_of.cache_clear()
     assert selected == impl
     assert re.search(reason, why)
+
+
+def test_the_environment_replaces_what_auto_selects(monkeypatch):
+    monkeypatch.setenv("STOCHCA_IMPL", "reference")
+    assert select_impl(torch.device("cpu"), torch.float32, 64) == (
+        "reference",
+        "STOCHCA_IMPL=reference is set",
+    )
+    monkeypatch.setenv("STOCHCA_IMPL", "fastest")
+    with pytest.raises(ValueError, match=r"STOCHCA_IMPL must be one of .*, got 'fastest'"):
+        stochca_attention(*make_inputs(1, 1, 3, 3, 3, 16, device=DEVICE)[:3], False)
+    monkeypatch.delenv("STOCHCA_IMPL")
+    monkeypatch.setenv("STOCHCA_FUSED_PROJECTION", "yes")
+    with pytest.raises(ValueError, match=r"STOCHCA_FUSED_PROJECTION must be one of .*, got 'yes'"):
+        fuses_projection(torch.device("cpu"), 197)

@@ -1,0 +1,123 @@
+"""Which implementation "auto" runs, and which kernels "triton" is made of: one table, and the user's word.
+
+The environment variable `STOCHCA_IMPL` ("triton", "sdpa" or "reference") replaces what "auto" selects, and
+`STOCHCA_FUSED_PROJECTION` ("1" or "0") says whether "triton" computes a source's keys and values inside the
+attention kernel. Both are read at every call, so a program may set them.
+"""
+
+import importlib.util
+import os
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from stochca_kernels.checks import HEAD_DIMS
+from stochca_kernels.tiles import gpu_of
+
+Impl = Literal["auto", "triton", "sdpa", "reference"]
+
+_ALLOWED = {"STOCHCA_IMPL": ("triton", "sdpa", "reference"), "STOCHCA_FUSED_PROJECTION": ("0", "1")}
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+class Winner(NamedTuple):
+    """What is fastest for one kind of call.
+
+    Args:
+        choice: Its name.
+        origin: "predicted", or the GPU and the commit where it was timed (`python -m bench.tune`).
+    """
+
+    choice: str
+    origin: str
+
+
+# (kind of call, GPU, most keys): the first row that fits is used. GPU "any" stands for all.
+_WINNERS: tuple[tuple[str, str, int | None, Winner], ...] = (
+    ("attention", "any", None, Winner("triton", "predicted")),
+    ("few rows", "any", None, Winner("triton", "predicted")),
+    # A program per head reads the tokens once per head from the L2 cache, a GEMM once per tile.
+    ("full rows of a projection", "any", None, Winner("gemm", "predicted")),
+)
+
+
+def winner(kind: str, gpu: str, length: int) -> Winner:
+    """Look up what is fastest.
+
+    Args:
+        kind: "attention" over pairs: "triton" or "sdpa". "few rows" asking a `Projection`: the same.
+            "full rows of a projection": "fused", or "gemm" and attention over what it wrote.
+        gpu: As in `tiles.gpu_of`.
+        length: Number of keys.
+    """
+    for row_kind, row_gpu, most_keys, found in _WINNERS:
+        if row_kind == kind and row_gpu in (gpu, "any") and (most_keys is None or length <= most_keys):
+            return found
+    raise KeyError(kind)
+
+
+def select_impl(
+    device: torch.device, dtype: torch.dtype, head_dim: int, length: int = 197, few_rows: bool = False
+) -> tuple[Impl, str]:
+    """Say which implementation "auto" runs, and why.
+
+    Args:
+        device: Where the inputs are.
+        dtype: Their dtype.
+        head_dim: D.
+        length: Number of keys.
+        few_rows: Fewer queries than D ask a `Projection`.
+
+    Returns:
+        The implementation, and the reason in words.
+
+    Raises:
+        ValueError: `STOCHCA_IMPL` names none.
+    """
+    forced = _from_environment("STOCHCA_IMPL")
+    if forced is not None:
+        return forced, f"STOCHCA_IMPL={forced} is set"
+    if device.type != "cuda" or torch.version.hip:
+        return "sdpa", f"the Triton kernels are selected on NVIDIA GPUs alone, the device is {device}"
+    if not HAS_TRITON:
+        return "sdpa", "triton is not installed"
+    if (capability := _compute_capability(device)) < (8, 0):
+        return "sdpa", f"the Triton kernels need compute capability 8.0, {device} has {capability}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return "sdpa", f"the Triton kernels are selected for 16-bit inputs alone, the dtype is {dtype}"
+    if head_dim not in HEAD_DIMS:
+        return "sdpa", f"the Triton kernels take head sizes 16 to 128 in steps of 8, got {head_dim}"
+    choice, origin = winner("few rows" if few_rows else "attention", _gpu_of(device), length)
+    reason = f"{choice} is {origin} to be the fastest on {device}, compute capability {capability}"
+    return ("triton" if choice == "triton" else "sdpa"), reason
+
+
+def fuses_projection(device: torch.device, length: int) -> bool:
+    """Whether "triton" computes keys and values of a source inside the attention kernel, full rows asking.
+
+    Raises:
+        ValueError: `STOCHCA_FUSED_PROJECTION` is neither "0" nor "1".
+    """
+    forced = _from_environment("STOCHCA_FUSED_PROJECTION")
+    if forced is not None:
+        return forced == "1"
+    return winner("full rows of a projection", _gpu_of(device), length).choice == "fused"
+
+
+@torch.compiler.assume_constant_result
+def _from_environment(name: str) -> Any:
+    value = os.environ.get(name) or None
+    if value is not None and value not in _ALLOWED[name]:
+        raise ValueError(f"the environment variable {name} must be one of {_ALLOWED[name]}, got {value!r}")
+    return value
+
+
+@torch.compiler.assume_constant_result
+def _compute_capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@torch.compiler.assume_constant_result
+def _gpu_of(device: torch.device) -> str:
+    return gpu_of(device)
