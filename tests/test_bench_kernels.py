@@ -1,6 +1,8 @@
 """The operator's benchmark times nobody who is wrong, and compares with the fastest."""
 
+import contextlib
 import json
+import os
 import subprocess
 from dataclasses import replace
 
@@ -17,6 +19,7 @@ from bench.kernels.measure import Case, Settings, all_cases, compare, measure
 from bench.kernels.paths import CLASS_ROW_SELF, COINS, CROSS, PATHS, PROJECTION_WITH_SOURCE, SELF
 from bench.kernels.providers import OURS, Provider, bind, providers
 from bench.kernels.shapes import TINY
+from stochca_kernels import autograd
 
 HAS_GPU = torch.cuda.is_available()
 interpreted = pytest.mark.skipif(HAS_GPU, reason="kernels are interpreted where there is no GPU")
@@ -42,15 +45,12 @@ def result(tmp_path_factory):
         pytest.skip("kernels are interpreted where there is no GPU")
     path = tmp_path_factory.mktemp("bench") / "kernels.json"
     main(["--device", "cpu", "--quick", "--output", str(path)])
-    result = json.loads(path.read_text())
-    assert [case["name"] for case in result["cases"]] == [case.name for case in all_cases(CPU)]
-    assert {case["path"] for case in result["cases"]} == {path.name for path in PATHS}
-    # The operator does not take a packed projection yet.
-    result["cases"] = [case for case in result["cases"] if case["path"] != "self-packed"]
-    return result
+    return json.loads(path.read_text())
 
 
 def test_every_path_is_checked_and_timed(result):
+    assert [case["name"] for case in result["cases"]] == [case.name for case in all_cases(CPU)]
+    assert {case["path"] for case in result["cases"]} == {path.name for path in PATHS}
     for case in result["cases"]:
         for name in (OURS, "sdpa flash", "sdpa math", "eager"):
             entry = case["providers"][name]
@@ -329,6 +329,18 @@ def test_all_backends_and_the_product_are_rivals():
     assert factors.pop(OURS) == 2
     assert set(factors) == {"sdpa cudnn", "sdpa flash", "sdpa efficient", "sdpa math", "eager", "flex"}
     assert "product + ours" in [provider.name for provider in providers(PROJECTION_WITH_SOURCE, TINY)]
+
+
+@interpreted
+def test_the_projection_that_is_ours_is_the_fused_one(monkeypatch):
+    fused, calls = autograd.attention_projected, []
+    monkeypatch.setattr(autograd, "attention_projected", lambda *args: calls.append(1) or fused(*args))
+    for provider in providers(PROJECTION_WITH_SOURCE, TINY):
+        calls.clear()
+        with contextlib.suppress(RuntimeError):  # a backend that is not there
+            bind(provider.run, draw(PROJECTION_WITH_SOURCE), (), "forward")()
+        assert len(calls) == (provider.name == OURS)
+    assert "STOCHCA_FUSED_PROJECTION" not in os.environ
 
 
 @pytest.mark.gpu
