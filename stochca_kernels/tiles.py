@@ -31,11 +31,11 @@ class TilePlan:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """Tiles that hold the whole row, largest first, at most three of them; empty in a main loop."""
+        """Tiles that hold the whole row, largest first, at most three up to 384; empty in a main loop."""
         if self.block_n:
             return ()
         padded = max(1, -(-self.length // self.smallest_part)) * self.smallest_part
-        while len(parts := _powers_of_two(padded)) > 3:
+        while len(parts := _powers_of_two(padded)) > 3 and parts[-1] < 128:
             padded += parts[-1]
         return parts
 
