@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from stochca_kernels import Projection, stochca_attention
 from stochca_kernels.attention import keep_in_graph
 from stochca_kernels.dispatch import Impl
-from stochca_kernels.projection import KV, pair_of, project
+from stochca_kernels.projection import KV, pair_of, project, unpack
 
 
 class Blend(NamedTuple):
@@ -119,13 +119,15 @@ def cross_attention(
         `[B, num_queries or N, C]`.
     """
     asking = x if num_queries is None else x[:, :num_queries]
+    packed: Tensor | None = None
     own: KV = None
     if coin is True:
         q = keep_in_graph(query(attn, asking), *_parameters(attn.k_norm))
     elif num_queries is not None:
         q, own = query(attn, asking), key_value(attn, x)
     else:
-        q, k, v = _split_heads(attn, attn.qkv(x), 3)
+        packed = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        q, k, v = unpack(packed)
         q, own = attn.q_norm(q), (attn.k_norm(k), v)
 
     dropout = attn.attn_drop.p if attn.training else 0.0
@@ -133,6 +135,9 @@ def cross_attention(
         if impl not in ("auto", "sdpa"):
             raise ValueError(f'attention dropout and masks run on impl="sdpa" alone, got impl={impl!r}')
         out = _masked_attention(attn, q, own, source_kv, coin, dropout, attn_mask, is_causal)
+    elif packed is not None and _has_no_norms(attn) and not isinstance(coin, Blend):
+        # One gradient in the layout of the projection, which no copy need bring together.
+        out = stochca_attention(packed, None, source_kv, coin, scale=attn.scale, impl=impl)
     else:
         out = _attend(attn, q, own, source_kv, coin, impl)
     return merge_heads(attn, out, asking)
@@ -161,6 +166,10 @@ def merge_heads(attn: Attention, out: Tensor, x: Tensor) -> Tensor:
     if gate is not None:
         out = out * gate(x).sigmoid()
     return attn.proj_drop(attn.proj(out))
+
+
+def _has_no_norms(attn: Attention) -> bool:
+    return isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)
 
 
 def _attend(attn: Attention, q: Tensor, own: KV, source: KV, coin: Coin, impl: Impl) -> Tensor:

@@ -143,7 +143,10 @@ def _attention_triton(
     if q.dtype not in _TRITON_DTYPES:
         raise ValueError(f'impl="triton" needs float16, bfloat16 or float32, got {q.dtype}')
     from stochca_kernels.autograd import attention_projected, attention_triton
+    from stochca_kernels.tokens_autograd import attention_tokens
 
+    if _few_rows(q, kv, source_kv, use_source, source_q):
+        return attention_tokens(q, kv, source_kv, use_source, scale), None
     if isinstance(kv, Projection):
         if isinstance(use_source, Tensor):
             kv = zero_where(kv, use_source)

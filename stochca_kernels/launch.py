@@ -20,8 +20,11 @@ def launch_largest(
     """Call `launch` with the first of `rows` whose program fits the GPU.
 
     Raises:
+        ValueError: There is no row: the table has no tiles for this GPU and dtype.
         OutOfResources: Not even the last one fits.
     """
+    if not rows:
+        raise ValueError(f'impl="triton" has no tiles of {kernel} for this dtype on {device}: use impl="sdpa"')
     for tiles in rows:
         if (kernel, device, tiles) in _TOO_LARGE and tiles is not rows[-1]:
             continue

@@ -65,7 +65,7 @@ class Tiles(NamedTuple):
         num_warps: Warps of a program.
         num_stages: Tiles in flight in the innermost loop.
         origin: "compiled" where registers and shared memory were read from the compiled program
-            (Triton 3.6.0, `tests/kernels/compile_all.py`); the GPU and the commit where it was timed.
+            (Triton 3.6.0, `python -m bench.programs`); the GPU and the commit where it was timed.
         max_keys: Most keys this row is for, None for any number.
         whole_row: Softmax over the whole row of scores at once, without rescaling.
         smallest_part: Keys of the smallest tile of a program that keeps all keys on chip.
@@ -106,7 +106,10 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         (Tiles(64, 64, 4, 2, "compiled"),),
     ),
     ("fwd", "sm_120", "half"): (
-        (Tiles(64, 0, 4, 2, "compiled", max_keys=272), Tiles(64, 64, 4, 2, "compiled")),
+        (
+            Tiles(64, 0, 4, 2, "compiled", max_keys=272),
+            Tiles(64, 64, 8, 2, "compiled"),
+        ),
         (Tiles(32, 64, 4, 2, "compiled"),),
     ),
     ("fwd", "gfx942", "half"): (
@@ -122,12 +125,15 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         (Tiles(64, 64, 4, 2, "compiled"),),
     ),
     ("dq", "sm_100", "half"): (
-        (Tiles(64, 0, 4, 1, "compiled", max_keys=272), Tiles(64, 64, 4, 2, "compiled")),
+        (
+            Tiles(64, 0, 4, 1, "compiled", max_keys=272),
+            Tiles(64, 64, 4, 3, "compiled"),
+        ),
         (Tiles(64, 64, 4, 2, "compiled"),),
     ),
     ("dq", "sm_120", "half"): ((Tiles(64, 32, 4, 2, "compiled"),), (Tiles(32, 64, 8, 2, "compiled"),)),
     ("dq", "gfx942", "half"): ((Tiles(64, 32, 4, 2, "compiled"),), (Tiles(64, 32, 8, 2, "compiled"),)),
-    ("dq", "nvidia", "tf32"): ((Tiles(32, 32, 8, 2, "compiled"),), (Tiles(16, 32, 8, 2, "compiled"),)),
+    ("dq", "nvidia", "tf32"): ((Tiles(32, 32, 8, 2, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
     ("dq", "nvidia", "ieee"): ((Tiles(16, 16, 8, 1, "compiled"),), (Tiles(8, 16, 8, 1, "compiled"),)),
     ("dq", "gfx942", "ieee"): ((Tiles(32, 32, 4, 1, "compiled"),), (Tiles(32, 16, 4, 1, "compiled"),)),
     ("dkdv", "sm_80", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 32, 8, 2, "compiled"),)),
@@ -137,6 +143,11 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
     ("dkdv", "gfx942", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 64, 4, 2, "compiled"),)),
     ("dkdv", "nvidia", "tf32"): ((Tiles(16, 32, 4, 2, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
     ("dkdv", "nvidia", "ieee"): ((Tiles(16, 16, 8, 1, "compiled"),), (Tiles(16, 8, 8, 1, "compiled"),)),
+    ("dkdv", "gfx942", "ieee"): ((Tiles(16, 32, 4, 1, "compiled"),), (Tiles(16, 32, 4, 1, "compiled"),)),
+    ("projected_fwd", "sm_80", "half"): (
+        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+        (Tiles(32, 32, 4, 2, "compiled", block_c=32),),
+    ),
     ("projected_fwd", "sm_90", "half"): (
         (
             Tiles(64, 0, 8, 2, "compiled", max_keys=272, block_c=64),
@@ -144,14 +155,71 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         ),
         (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
     ),
+    ("projected_fwd", "sm_100", "half"): (
+        (
+            Tiles(64, 0, 8, 2, "compiled", max_keys=272, block_c=32),
+            Tiles(64, 64, 4, 2, "compiled", block_c=64),
+        ),
+        (Tiles(64, 32, 4, 2, "compiled", block_c=32),),
+    ),
+    ("projected_fwd", "sm_120", "half"): (
+        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+        (Tiles(32, 32, 4, 2, "compiled", block_c=32),),
+    ),
+    ("projected_fwd", "gfx942", "half"): (
+        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+    ),
+    ("projected_fwd", "nvidia", "tf32"): (
+        (Tiles(32, 32, 4, 2, "compiled", block_c=32),),
+        (Tiles(16, 32, 8, 2, "compiled", block_c=32),),
+    ),
+    ("projected_fwd", "nvidia", "ieee"): (
+        (Tiles(32, 32, 8, 1, "compiled", block_c=16),),
+        (Tiles(16, 16, 8, 1, "compiled", block_c=16),),
+    ),
+    ("projected_fwd", "gfx942", "ieee"): (
+        (Tiles(32, 32, 8, 1, "compiled", block_c=16),),
+        (Tiles(32, 32, 8, 1, "compiled", block_c=16),),
+    ),
+    ("projected_dq", "sm_80", "half"): (
+        (Tiles(64, 32, 4, 2, "compiled", block_c=32),),
+        (Tiles(32, 32, 8, 2, "compiled", block_c=32),),
+    ),
     ("projected_dq", "sm_90", "half"): (
         (
             Tiles(64, 0, 8, 2, "compiled", max_keys=272, block_c=64),
             Tiles(64, 64, 4, 2, "compiled", block_c=64),
         ),
-        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+        (Tiles(64, 64, 8, 2, "compiled", block_c=64),),
     ),
-    ("dkdv", "gfx942", "ieee"): ((Tiles(16, 32, 4, 1, "compiled"),), (Tiles(16, 32, 4, 1, "compiled"),)),
+    ("projected_dq", "sm_100", "half"): (
+        (
+            Tiles(64, 0, 8, 2, "compiled", max_keys=272, block_c=32),
+            Tiles(64, 64, 4, 2, "compiled", block_c=32),
+        ),
+        (Tiles(64, 32, 4, 2, "compiled", block_c=32),),
+    ),
+    ("projected_dq", "sm_120", "half"): (
+        (Tiles(64, 32, 4, 2, "compiled", block_c=32),),
+        (Tiles(32, 32, 8, 2, "compiled", block_c=32),),
+    ),
+    ("projected_dq", "gfx942", "half"): (
+        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+        (Tiles(64, 32, 4, 2, "compiled", block_c=32),),
+    ),
+    ("projected_dq", "nvidia", "tf32"): (
+        (Tiles(16, 32, 4, 2, "compiled", block_c=32),),
+        (Tiles(16, 32, 8, 2, "compiled", block_c=32),),
+    ),
+    ("projected_dq", "nvidia", "ieee"): (
+        (Tiles(16, 16, 8, 1, "compiled", block_c=16),),
+        (Tiles(8, 16, 8, 1, "compiled", block_c=16),),
+    ),
+    ("projected_dq", "gfx942", "ieee"): (
+        (Tiles(32, 32, 8, 1, "compiled", block_c=16),),
+        (Tiles(32, 32, 8, 1, "compiled", block_c=16),),
+    ),
     # Tokens: columns are for up to 768 channels, and for more.
     ("tokens_fwd", "sm_80", "half"): ((Tiles(16, 32, 4, 3, "compiled"),), (Tiles(16, 16, 8, 3, "compiled"),)),
     ("tokens_fwd", "sm_90", "half"): ((Tiles(16, 64, 8, 3, "compiled"),), (Tiles(16, 32, 8, 3, "compiled"),)),
