@@ -220,7 +220,15 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         (Tiles(32, 32, 8, 1, "compiled", block_c=16),),
         (Tiles(32, 32, 8, 1, "compiled", block_c=16),),
     ),
-    # Tokens: columns are for up to 768 channels, and for more.
+    # Keys are the rows of its tiles, which Hopper's matrix instruction takes by 64.
+    ("dqkv", "sm_90", "half"): (
+        (
+            Tiles(32, 0, 4, 2, "compiled", max_keys=128, smallest_part=64),
+            Tiles(32, 0, 8, 2, "compiled", max_keys=256, smallest_part=64),
+        ),
+        (),
+    ),
+    # Tokens: columns are for up to 768 channels, and for more. One stage: nothing stays on chip.
     ("tokens_fwd", "sm_80", "half"): ((Tiles(16, 32, 4, 3, "compiled"),), (Tiles(16, 16, 8, 3, "compiled"),)),
     ("tokens_fwd", "sm_90", "half"): ((Tiles(16, 64, 8, 3, "compiled"),), (Tiles(16, 32, 8, 3, "compiled"),)),
     ("tokens_fwd", "sm_100", "half"): (
@@ -230,6 +238,22 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
     ("tokens_fwd", "sm_120", "half"): (
         (Tiles(16, 16, 8, 3, "compiled"),),
         (Tiles(16, 16, 8, 2, "compiled"),),
+    ),
+    ("tokens_fwd", "gfx942", "half"): (
+        (Tiles(16, 16, 8, 1, "compiled"),),
+        (Tiles(16, 16, 8, 1, "compiled"),),
+    ),
+    ("tokens_fwd", "nvidia", "tf32"): (
+        (Tiles(16, 16, 16, 1, "compiled"),),
+        (Tiles(16, 16, 16, 1, "compiled"),),
+    ),
+    ("tokens_fwd", "nvidia", "ieee"): (
+        (Tiles(16, 16, 16, 1, "compiled"),),
+        (Tiles(16, 16, 16, 1, "compiled"),),
+    ),
+    ("tokens_fwd", "gfx942", "ieee"): (
+        (Tiles(16, 16, 8, 1, "compiled"),),
+        (Tiles(16, 16, 8, 1, "compiled"),),
     ),
     ("tokens_bwd", "sm_80", "half"): ((Tiles(16, 32, 8, 3, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
     ("tokens_bwd", "sm_90", "half"): ((Tiles(16, 32, 8, 3, "compiled"),), (Tiles(16, 16, 8, 3, "compiled"),)),
@@ -241,13 +265,21 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         (Tiles(16, 16, 4, 2, "compiled"),),
         (Tiles(16, 16, 8, 1, "compiled"),),
     ),
-    # Keys are the rows of its tiles, which Hopper's matrix instruction takes by 64.
-    ("dqkv", "sm_90", "half"): (
-        (
-            Tiles(32, 0, 4, 2, "compiled", max_keys=128, smallest_part=64),
-            Tiles(32, 0, 8, 2, "compiled", max_keys=256, smallest_part=64),
-        ),
-        (),
+    ("tokens_bwd", "gfx942", "half"): (
+        (Tiles(16, 16, 8, 1, "compiled"),),
+        (Tiles(16, 16, 8, 1, "compiled"),),
+    ),
+    ("tokens_bwd", "nvidia", "tf32"): (
+        (Tiles(16, 16, 16, 1, "compiled"),),
+        (Tiles(16, 16, 16, 1, "compiled"),),
+    ),
+    ("tokens_bwd", "nvidia", "ieee"): (
+        (Tiles(16, 16, 16, 1, "compiled"),),
+        (Tiles(16, 16, 16, 1, "compiled"),),
+    ),
+    ("tokens_bwd", "gfx942", "ieee"): (
+        (Tiles(16, 16, 8, 1, "compiled"),),
+        (Tiles(16, 16, 8, 1, "compiled"),),
     ),
 }
 
@@ -288,14 +320,14 @@ def tail_size(block: int, *lengths: int) -> int:
     return max(16, 1 << (tail - 1).bit_length()) if tail else 0
 
 
-def channel_chunks(channels: int) -> tuple[int, ...]:
-    """Cut a row of channels into powers of two, of which only the last is ragged.
+def channel_chunks(channels: int, largest: int = 256) -> tuple[int, ...]:
+    """Cut a row of channels into powers of two up to `largest`, of which only the last is ragged.
 
     Examples:
         >>> channel_chunks(768), channel_chunks(1152), channel_chunks(100)
         ((256, 256, 256), (256, 256, 256, 256, 128), (64, 32, 16))
     """
-    return _powers_of_two(max(16, -(-channels // 16) * 16), largest=256)
+    return _powers_of_two(max(16, -(-channels // 16) * 16), largest)
 
 
 def token_splits(programs: int, tokens: int, device: torch.device) -> int:

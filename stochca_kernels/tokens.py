@@ -1,7 +1,8 @@
 """Attention whose keys and values are both the tokens themselves: few rows of queries, each token read once.
 
 Rows of all heads of a sample, `H * Nq` of them, are taken together, so `x [N, C]` is read once for all heads.
-Tokens stay in shared memory as they came, and serve both products from there.
+Tokens stay in shared memory as they came, and serve all products from there. Where a tile of tokens with all
+their channels does not fit, it is read again for the second product, from the cache.
 """
 
 from itertools import chain
@@ -13,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stochca_kernels.launch import launch_largest
-from stochca_kernels.primitives import LOG2_E, dot_rows, load_rows, store_rows, where_each
+from stochca_kernels.primitives import LOG2_E, append, dot_rows, load_rows, store_rows, where_each
 from stochca_kernels.tiles import Tiles, channel_chunks, choose_tiles, dot_precision, token_splits
 
 
@@ -27,7 +28,7 @@ def _load_chunks(
     first = 0
     for i in tl.static_range(len(CHUNKS)):
         tile = load_rows(ptr + first, stride, start, length, ROWS, WIDTHS[i], CHUNKS[i], True)
-        tiles = tiles + (tile,)  # noqa: RUF005, Triton unpacks none
+        tiles = append(tiles, tile)
         first += CHUNKS[i]
     return tiles
 
@@ -54,7 +55,7 @@ def _zeros(M: tl.constexpr, N: tl.constexpr):
 def _zero_chunks(ROWS: tl.constexpr, CHUNKS: tl.constexpr):
     tiles = ()
     for i in tl.static_range(len(CHUNKS)):
-        tiles = tiles + (_zeros(ROWS, CHUNKS[i]),)  # noqa: RUF005
+        tiles = append(tiles, _zeros(ROWS, CHUNKS[i]))
     return tiles
 
 
@@ -68,14 +69,87 @@ def _dot_chunks(rows, x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _add_tokens(tiles, x, weights, rescale, PRECISION: tl.constexpr):
-    """Tiles `[ROWS, CHUNKS]` times `rescale [ROWS]`, and added to them the tokens as each row weighs them."""
-    weights = weights.to(x[0].dtype)
-    result = ()
-    for i in tl.static_range(len(x)):
-        tile = tl.dot(weights, x[i], tiles[i] * rescale[:, None], input_precision=PRECISION)
-        result = result + (tile,)  # noqa: RUF005
-    return result
+def _dot_streamed(
+    rows_ptr, stride_rows, first_row, len_rows,
+    more_ptr, stride_more,
+    x_ptr, stride_xn, start, last,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr,
+    HAS_MORE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As `_dot_chunks` of one set of rows or of two, from memory: one chunk of each is on chip at a time."""
+    product, more_product = _zeros(ROWS, BLOCK_N), _zeros(ROWS, BLOCK_N)
+    first = 0
+    for i in tl.static_range(len(CHUNKS)):
+        x = _load_again(x_ptr + first, stride_xn, start, last, BLOCK_N, WIDTHS[i], CHUNKS[i])
+        rows = _load_again(rows_ptr + first, stride_rows, first_row, len_rows, ROWS, WIDTHS[i], CHUNKS[i])
+        product += dot_rows(rows, x, PRECISION)
+        if HAS_MORE:
+            more = _load_again(more_ptr + first, stride_more, first_row, len_rows, ROWS, WIDTHS[i], CHUNKS[i])
+            more_product += dot_rows(more, x, PRECISION)
+        first += CHUNKS[i]
+    return product, more_product
+
+
+@triton.jit
+def _load_again(
+    ptr, stride, start, length,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """As `load_rows`, of what is read once more soon after."""
+    rows = start + tl.arange(0, ROWS)
+    cols = tl.arange(0, CHUNK)
+    ptrs = ptr + rows.to(tl.int64)[:, None] * stride + cols[None, :]
+    mask = (rows[:, None] < length) & (cols[None, :] < WIDTH)
+    return tl.load(ptrs, mask=mask, other=0.0, eviction_policy="evict_last")
+
+
+@triton.jit
+def _chunk(
+    tiles, i: tl.constexpr,
+    ptr, stride, start, length,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr, STREAMS: tl.constexpr,
+):  # fmt: skip
+    """Tile `i` of those on chip, or from memory."""
+    if STREAMS:
+        return load_rows(ptr, stride, start, length, ROWS, WIDTHS[i], CHUNKS[i], True)
+    else:
+        return tiles[i]
+
+
+@triton.jit
+def _row_products(
+    a_ptr, stride_a,
+    b_ptr, stride_b,
+    start, length,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr,
+):  # fmt: skip
+    """The product `[ROWS]` of each row of `a` with the same row of `b`."""
+    products = tl.zeros([ROWS], tl.float32)
+    first = 0
+    for i in tl.static_range(len(CHUNKS)):
+        # [ROWS, CHUNK]
+        a = load_rows(a_ptr + first, stride_a, start, length, ROWS, WIDTHS[i], CHUNKS[i], True)
+        b = load_rows(b_ptr + first, stride_b, start, length, ROWS, WIDTHS[i], CHUNKS[i], True)
+        products += tl.sum(a.to(tl.float32) * b.to(tl.float32), 1)
+        first += CHUNKS[i]
+    return products
+
+
+@triton.jit
+def _write_dx(
+    dx_ptr, stride_dxn, start, length,
+    queries, grad, probs, dlogits,
+    scale,
+    BLOCK_N: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
+    ADDS_DX: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`dx` of the tokens as keys, `scale * dlogits' queries`, and as values, `probs' grad`."""
+    # [BLOCK_N, CHUNK]
+    dx = tl.dot(tl.trans(dlogits), queries, input_precision=PRECISION) * scale
+    dx = tl.dot(tl.trans(probs), grad, dx, input_precision=PRECISION)
+    if ADDS_DX:
+        dx += load_rows(dx_ptr, stride_dxn, start, length, BLOCK_N, WIDTH, CHUNK, True)
+    store_rows(dx_ptr, stride_dxn, start, length, dx, BLOCK_N, WIDTH, CHUNK)
 
 
 @triton.jit
@@ -109,7 +183,7 @@ def _tokens_fwd_kernel(
     scale,
     CHUNKS: tl.constexpr, WIDTHS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_SELECTOR: tl.constexpr, HAS_RSTD: tl.constexpr, HAS_SOURCE_RSTD: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STREAMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (batch * num_splits * num_blocks,). A program owns a run of a sample's tokens, and ROWS rows."""
     # The blocks of rows of one run of tokens are neighbours: they read the same tokens from the cache.
@@ -138,17 +212,25 @@ def _tokens_fwd_kernel(
 
     # Tiles [ROWS, CHUNKS]
     queries_ptr += batch * stride_qb
-    queries = _load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-    # Tiles [ROWS, CHUNKS]
+    if not STREAMS:
+        queries = _load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
     acc = _zero_chunks(ROWS, CHUNKS)
     row_max = tl.full([ROWS], float("-inf"), tl.float32)
     row_sum = tl.zeros([ROWS], tl.float32)
-    for start in tl.range(first, last, BLOCK_N):
-        # Tiles [BLOCK_N, CHUNKS]
-        x = _load_chunks(x_ptr, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS)
-        tokens = start + tl.arange(0, BLOCK_N)
+    for start in tl.range(first, last, BLOCK_N, disable_licm=STREAMS):
         # [ROWS, BLOCK_N]
-        logits = _dot_chunks(queries, x, PRECISION) * (scale * LOG2_E)
+        if STREAMS:
+            x = ()
+            logits, _ = _dot_streamed(
+                queries_ptr, stride_qr, first_row, len_rows, queries_ptr, stride_qr,
+                x_ptr, stride_xn, start, last, ROWS, BLOCK_N, CHUNKS, WIDTHS, False, PRECISION,
+            )  # fmt: skip
+        else:
+            # Tiles [BLOCK_N, CHUNKS]
+            x = _load_chunks(x_ptr, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS)
+            logits = _dot_chunks(queries, x, PRECISION)
+        tokens = start + tl.arange(0, BLOCK_N)
+        logits *= scale * LOG2_E
         if HAS_RSTD or HAS_SOURCE_RSTD:
             factor = _load_factor(rstd_ptr, tokens, last, is_scaled)
             logits *= factor[None, :]
@@ -160,7 +242,16 @@ def _tokens_fwd_kernel(
         row_max = new_max
         if HAS_RSTD or HAS_SOURCE_RSTD:
             probs *= factor[None, :]
-        acc = _add_tokens(acc, x, probs, rescale, PRECISION)
+        probs = probs.to(x_ptr.dtype.element_ty)
+        column = 0
+        new_acc = ()
+        for i in tl.static_range(len(CHUNKS)):
+            # [BLOCK_N, CHUNK]
+            tile = _chunk(x, i, x_ptr + column, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS, STREAMS)
+            tile = tl.dot(probs, tile, acc[i] * rescale[:, None], input_precision=PRECISION)
+            new_acc = append(new_acc, tile)
+            column += CHUNKS[i]
+        acc = new_acc
 
     # A run without tokens has a sum of 0 and weighs nothing: log2(0) = -inf.
     mixed_ptr += split.to(tl.int64) * stride_ms + batch * stride_mb
@@ -199,8 +290,8 @@ def _tokens_bwd_kernel(
     scale,
     CHUNKS: tl.constexpr, WIDTHS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_SELECTOR: tl.constexpr, HAS_RSTD: tl.constexpr, HAS_SOURCE_RSTD: tl.constexpr,
-    HAS_DX: tl.constexpr, ADDS_DX: tl.constexpr, KEEPS_ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HAS_DX: tl.constexpr, ADDS_DX: tl.constexpr,
+    STREAMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (batch * num_splits,). A program owns a run of a sample's tokens, and writes their `dx` once.
 
@@ -248,29 +339,33 @@ def _tokens_bwd_kernel(
     rows = first_row + tl.arange(0, ROWS)
     # A row outside has no probabilities: exp2(logits - inf) = 0.
     lse = tl.load(lse_ptr + batch * len_rows + rows, mask=rows < len_rows, other=float("inf"))
-    # Tiles [ROWS, CHUNKS]
     queries_ptr += batch * stride_qb
     grad_ptr += batch * stride_gb
-    queries = _load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-    grad = _load_chunks(grad_ptr, stride_gr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-    mixed = _load_chunks(mixed_ptr + batch * stride_mb, stride_mr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-    delta = tl.zeros([ROWS], tl.float32)
-    for i in tl.static_range(len(CHUNKS)):
-        delta += tl.sum(mixed[i].to(tl.float32) * grad[i].to(tl.float32), 1)
-
+    mixed_ptr += batch * stride_mb
+    delta = _row_products(
+        mixed_ptr, stride_mr, grad_ptr, stride_gr, first_row, len_rows, ROWS, CHUNKS, WIDTHS
+    )
     # Tiles [ROWS, CHUNKS]
+    queries, grads = (), ()
+    if not STREAMS:
+        queries = _load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
+        grads = _load_chunks(grad_ptr, stride_gr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
     dqueries = _zero_chunks(ROWS, CHUNKS)
-    ones = tl.full([ROWS], 1.0, tl.float32)
-    for start in tl.range(first, last, BLOCK_N, disable_licm=not KEEPS_ROWS):
-        # Tiles [BLOCK_N, CHUNKS]
-        x = _load_chunks(x_ptr, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS)
-        if not KEEPS_ROWS:
-            queries = _load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-            grad = _load_chunks(grad_ptr, stride_gr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-        tokens = start + tl.arange(0, BLOCK_N)
+    for start in tl.range(first, last, BLOCK_N, disable_licm=STREAMS):
         # [ROWS, BLOCK_N]
-        logits = _dot_chunks(queries, x, PRECISION) * (scale * LOG2_E)
-        dprobs = _dot_chunks(grad, x, PRECISION)
+        if STREAMS:
+            x = ()
+            logits, dprobs = _dot_streamed(
+                queries_ptr, stride_qr, first_row, len_rows, grad_ptr, stride_gr,
+                x_ptr, stride_xn, start, last, ROWS, BLOCK_N, CHUNKS, WIDTHS, True, PRECISION,
+            )  # fmt: skip
+        else:
+            # Tiles [BLOCK_N, CHUNKS]
+            x = _load_chunks(x_ptr, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS)
+            logits = _dot_chunks(queries, x, PRECISION)
+            dprobs = _dot_chunks(grads, x, PRECISION)
+        tokens = start + tl.arange(0, BLOCK_N)
+        logits *= scale * LOG2_E
         if HAS_RSTD or HAS_SOURCE_RSTD:
             factor = _load_factor(rstd_ptr, tokens, last, is_scaled)
             logits *= factor[None, :]
@@ -280,36 +375,32 @@ def _tokens_bwd_kernel(
         dlogits = probs * (dprobs - delta[:, None])
         if HAS_RSTD or HAS_SOURCE_RSTD:
             dlogits *= factor[None, :]
-        dqueries = _add_tokens(dqueries, x, dlogits, ones, PRECISION)
-        if HAS_DX:
-            _write_dx(
-                dx_ptr, stride_dxn, start, tl.minimum(last, len_dx), probs, dlogits, queries, grad, scale,
-                BLOCK_N, CHUNKS, WIDTHS, ADDS_DX, PRECISION,
-            )  # fmt: skip
+        probs, dlogits = probs.to(x_ptr.dtype.element_ty), dlogits.to(x_ptr.dtype.element_ty)
+        column = 0
+        new_dqueries = ()
+        for i in tl.static_range(len(CHUNKS)):
+            # [BLOCK_N, CHUNK]
+            tile = _chunk(x, i, x_ptr + column, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS, STREAMS)
+            tile = tl.dot(dlogits, tile, dqueries[i], input_precision=PRECISION)
+            new_dqueries = append(new_dqueries, tile)
+            if HAS_DX:
+                _write_dx(
+                    dx_ptr + column, stride_dxn, start, tl.minimum(last, len_dx),
+                    _chunk(
+                        queries, i, queries_ptr + column, stride_qr, first_row, len_rows,
+                        ROWS, CHUNKS, WIDTHS, STREAMS,
+                    ),
+                    _chunk(
+                        grads, i, grad_ptr + column, stride_gr, first_row, len_rows,
+                        ROWS, CHUNKS, WIDTHS, STREAMS,
+                    ),
+                    probs, dlogits, scale, BLOCK_N, CHUNKS[i], WIDTHS[i], ADDS_DX, PRECISION,
+                )  # fmt: skip
+            column += CHUNKS[i]
+        dqueries = new_dqueries
     dqueries_ptr += split.to(tl.int64) * stride_dqs + batch * stride_dqb
-    _store_chunks(dqueries_ptr, stride_dqr, first_row, len_rows, dqueries, ones * scale, ROWS, CHUNKS, WIDTHS)
-
-
-@triton.jit
-def _write_dx(
-    dx_ptr, stride_dxn, start, length,
-    probs, dlogits, queries, grad,
-    scale,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr,
-    ADDS_DX: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`dx`: of the tokens as keys, `scale * dlogits queries`, and as values, `probs grad`."""
-    # [BLOCK_N, ROWS]
-    probs, dlogits = tl.trans(probs.to(grad[0].dtype)), tl.trans(dlogits.to(grad[0].dtype))
-    first = 0
-    for i in tl.static_range(len(CHUNKS)):
-        # [BLOCK_N, CHUNK]
-        dx = tl.dot(dlogits, queries[i], input_precision=PRECISION) * scale
-        dx = tl.dot(probs, grad[i], dx, input_precision=PRECISION)
-        if ADDS_DX:
-            dx += load_rows(dx_ptr + first, stride_dxn, start, length, BLOCK_N, WIDTHS[i], CHUNKS[i], True)
-        store_rows(dx_ptr + first, stride_dxn, start, length, dx, BLOCK_N, WIDTHS[i], CHUNKS[i])
-        first += CHUNKS[i]
+    factor = tl.full([ROWS], 1.0, tl.float32) * scale
+    _store_chunks(dqueries_ptr, stride_dqr, first_row, len_rows, dqueries, factor, ROWS, CHUNKS, WIDTHS)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_splits", "channels"])
@@ -390,6 +481,7 @@ def tokens_forward(
             len_rows, x.shape[1], len_source, blocks, splits,
             scale,
             ROWS=rows, BLOCK_N=tiles.block_n,
+            **_cut(x.shape[2], tiles),
             **constants,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -461,7 +553,8 @@ def tokens_backward(
                 first_row, len_rows, x.shape[1], len_source, splits,
                 scale,
                 ROWS=rows, BLOCK_N=tiles.block_n,
-                HAS_DX=needs_dx, ADDS_DX=first_row > 0, KEEPS_ROWS=tiles.num_stages > 1,
+                HAS_DX=needs_dx, ADDS_DX=first_row > 0,
+                **_cut(x.shape[2], tiles),
                 **constants,
                 num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
@@ -500,16 +593,20 @@ def _sides(
     unread = next((t for t in factors if t is not None), x)  # both pointers are of one type
     placed = ((unread, 0) if t is None else (t, t.stride(0)) for t in factors)
     pointers = (x, *x.stride()[:2], source, *source.stride()[:2], *chain.from_iterable(placed))
-    chunks = channel_chunks(x.shape[2])
     constants = {
-        "CHUNKS": chunks,
-        "WIDTHS": (*chunks[:-1], x.shape[2] - sum(chunks[:-1])),
         "HAS_SELECTOR": use_source is not None,
         "HAS_RSTD": rstd is not None,
         "HAS_SOURCE_RSTD": source_rstd is not None,
         "PRECISION": dot_precision(x),
     }
     return pointers, constants
+
+
+def _cut(channels: int, tiles: Tiles) -> dict[str, Any]:
+    """How the channels are cut, and whether a program reads a tile again rather than keep it on chip."""
+    streams = tiles.num_stages == 1
+    chunks = channel_chunks(channels, 128 if streams else 256)
+    return {"CHUNKS": chunks, "WIDTHS": (*chunks[:-1], channels - sum(chunks[:-1])), "STREAMS": streams}
 
 
 def _unit_stride(x: Tensor) -> Tensor:

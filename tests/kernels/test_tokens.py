@@ -11,7 +11,7 @@ from stochca_kernels import tokens
 from stochca_kernels.projection import Projection
 from stochca_kernels.reference import attention_reference
 from stochca_kernels.testing import assert_close_to_exact
-from stochca_kernels.tiles import channel_chunks
+from stochca_kernels.tiles import Tiles, channel_chunks
 from stochca_kernels.tokens_autograd import attention_tokens
 
 pytestmark = [
@@ -189,6 +189,18 @@ def test_splits_of_the_tokens_change_nothing_but_the_rounding(monkeypatch, dtype
             patch.setattr(tokens, "token_splits", lambda *_: 7)
             split = run(x, coins, attention_tokens)
         assert_like_eager(split, whole, run(x.map(torch.Tensor.double), coins, reference))
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=NAMES.get)
+def test_tiles_that_do_not_fit_on_chip_change_nothing_but_the_rounding(monkeypatch, dtype):
+    # Channels in chunks of 128, blocks of 16 of the 21 rows.
+    shape = Shape(3, 3, 7, 40, 33, 16, 200, dtype)
+    streaming = (Tiles(16, 16, 8, 1, "test"),)
+    monkeypatch.setattr(tokens, "choose_tiles", lambda *_: streaming)
+    for coin in (False, True, coins_of(3)):
+        x = inputs_of(shape, rstd=True)
+        exact = run(x.map(torch.Tensor.double), coin, reference)
+        assert_like_eager(run(x, coin, attention_tokens), run(x, coin, reference), exact)
 
 
 def test_log_sum_exp_is_base_2_in_float32_whatever_the_splits(monkeypatch):
