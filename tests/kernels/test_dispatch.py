@@ -1,0 +1,171 @@
+"""What runs where: plans, rows that do not fit, few rows, warm-up."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton.runtime.errors import OutOfResources
+
+import stochca_kernels
+from stochca_kernels import (
+    Projection,
+    backward,
+    backward_joint,
+    dispatch,
+    forward,
+    launch,
+    projected,
+    stochca_attention,
+    tokens,
+)
+from stochca_kernels.testing import make_inputs
+from stochca_kernels.tiles import _TABLE, TilePlan, Tiles, plans, query_lanes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MODULES = (forward, backward, backward_joint, projected, tokens)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar"),
+    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered"),
+]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The kind of every launch: kernel, tiles, and what it was compiled for."""
+    kinds = []
+
+    class Recorder:
+        def __init__(self, name, kernel):
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid):
+            def run(*args, **constants):
+                kinds.append((self.name, tuple(sorted(constants.items(), key=str))))
+                return self.kernel[grid](*args, **constants)
+
+            return run
+
+    for module in MODULES:
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Recorder(name, getattr(module, name)))
+    return kinds
+
+
+def test_a_plan_on_chip_covers_the_row_and_only_its_last_part_is_ragged():
+    for length in range(1, 273):
+        parts = TilePlan(length).parts
+        assert sum(parts[:-1]) < length <= sum(parts), length
+        assert sum(parts) - length < 32, length
+        assert len(parts) <= 3, length
+        assert all(part & (part - 1) == 0 and 16 <= part <= 128 for part in parts), length
+
+
+def test_a_streamed_plan_has_a_tail_for_what_is_left():
+    for length in range(1, 2000):
+        plan = TilePlan(length, 128)
+        assert plan.parts == ()
+        assert length % 128 <= plan.tail <= max(16, 2 * (length % 128)), length
+        assert (plan.tail == 0) == (length % 128 == 0), length
+
+
+def test_plans_are_the_exact_ones():
+    assert TilePlan(197).parts == (128, 64, 16)
+    assert TilePlan(257).parts == (128, 128, 16)
+    assert (TilePlan(785, 128).tail, 785 // 128) == (32, 6)
+    assert TilePlan(197).useful_share == 197 / 208
+
+
+def test_every_row_of_the_table_is_reached():
+    reached = set()
+    for key, columns in _TABLE.items():
+        for column, rows in enumerate(columns):
+            for row in rows:
+                size = (64, 128) if not key[0].startswith("tokens") else (768, 1408)
+                gpu = "sm_90" if key[1] == "nvidia" else key[1]
+                found = plans(*key[:1], gpu, key[2], size[column], row.max_keys or 10_000)
+                if found and found[0] == row:
+                    reached.add((key, column, row))
+    assert reached == {
+        (key, c, row) for key, columns in _TABLE.items() for c, rows in enumerate(columns) for row in rows
+    }
+
+
+def test_a_row_that_does_not_fit_gives_way_to_a_smaller_one(monkeypatch):
+    monkeypatch.setattr(launch, "_TOO_LARGE", set())
+    rows, tried = [Tiles(64, n, 4, 2, "test") for n in (0, 128, 32)], []
+
+    def run(tiles):
+        tried.append(tiles.block_n)
+        if tiles.block_n != 32:
+            raise OutOfResources(300_000, 232_448, "shared memory")
+
+    for _ in range(2):
+        launch.launch_largest("kernel", torch.device(DEVICE), rows, run)
+    assert tried == [0, 128, 32, 32]  # what did not fit once is not tried again
+    with pytest.raises(OutOfResources, match="shared memory"):
+        launch.launch_largest("kernel", torch.device(DEVICE), rows[:1], run)
+    with pytest.raises(ValueError, match=r'has no tiles of .* use impl="sdpa"'):
+        launch.launch_largest("kernel", torch.device(DEVICE), (), run)
+
+
+def test_lanes_fill_the_gpu_and_no_more(monkeypatch):
+    monkeypatch.setattr("stochca_kernels.tiles._multiprocessors", lambda device: 132)
+    assert query_lanes(1536, 4, torch.device("cpu")) == 1  # many heads: each reads its keys once
+    assert query_lanes(192, 4, torch.device("cpu")) == 2
+    assert query_lanes(12, 4, torch.device("cpu")) == 4
+
+
+def test_one_launch_serves_target_and_source(launched):
+    x = make_inputs(2, 2, 40, 40, 40, 32, device=DEVICE)
+    coins = torch.tensor([False, True], device=DEVICE)
+    for coin in (False, True, coins):
+        launched.clear()
+        stochca_attention(x.q, x.kv, x.source_kv, coin, source_q=x.source_q, impl="triton")
+        assert [name for name, _ in launched] == ["_attn_fwd_kernel"]
+
+
+def test_warmup_launches_all_that_a_training_step_does(launched):
+    timm = pytest.importorskip("timm")
+    stochca = pytest.importorskip("stochca")
+    target = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=3).to(DEVICE)
+    x = torch.randn(3, 3, 32, 32, device=DEVICE)
+    for per in ("batch", "sample"):
+        launched.clear()
+        stochca_kernels.warmup(3, 64, 5, per_sample=per == "sample", dtype=torch.float32, device=DEVICE)
+        warm = set(launched)
+        launched.clear()
+        model = stochca.StochCA(target, per=per, impl="triton").train()
+        draws = {
+            "batch": [[a, b, c] for a in (False, True) for b in (False, True) for c in (False, True)],
+            "sample": [[torch.tensor([i % 2 == j % 2 for i in range(3)], device=DEVICE) for j in range(3)]],
+        }
+        for coins in draws[per]:
+            model(x, coins=coins).sum().backward()
+        assert set(launched) - warm == set()
+
+
+def test_warmup_says_why_it_cannot(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="needs tensors on a GPU"):
+            stochca_kernels.warmup(3, 64, 5, device="cpu")
+
+
+def test_few_rows_launch_neither_keys_nor_values(launched):
+    x = make_inputs(2, 2, 1, 1, 1, 32, device=DEVICE)
+    side = Projection(torch.randn(2, 20, 64, device=DEVICE), torch.randn(128, 64, device=DEVICE))
+    stochca_attention(x.q, side, side, torch.tensor([False, True], device=DEVICE), impl="triton")
+    assert {name for name, _ in launched} <= {"_tokens_fwd_kernel", "_sum_splits_kernel"}
+    launched.clear()
+    stochca_attention(x.q.expand(-1, -1, 32, -1), side, None, False, impl="triton")
+    assert {name for name, _ in launched} == {"_attn_fwd_kernel"}
+
+
+def test_winners_name_where_they_come_from():
+    for _, _, _, winner in dispatch._WINNERS:
+        assert winner.choice in ("triton", "sdpa", "fused", "gemm")
+        assert winner.origin == "predicted" or "commit" in winner.origin
+    assert dispatch.winner("attention", "sm_90", 197).choice == "triton"
+    with pytest.raises(KeyError):
+        dispatch.winner("anything else", "sm_90", 197)
