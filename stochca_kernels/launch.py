@@ -24,7 +24,9 @@ def launch_largest(
         OutOfResources: Not even the last one fits.
     """
     if not rows:
-        raise ValueError(f'impl="triton" has no tiles of {kernel} for this dtype on {device}: use impl="sdpa"')
+        raise ValueError(
+            f'impl="triton" has no tiles of {kernel} for this dtype on {device}: use impl="sdpa"'
+        )
     for tiles in rows:
         if (kernel, device, tiles) in _TOO_LARGE and tiles is not rows[-1]:
             continue
