@@ -47,7 +47,7 @@ POINTERS = {
 # Between them they reach every row of the table, each with a ragged tail.
 LENGTHS = (50, 100, 197, 250, 257, 785)
 HEAD_DIMS = (64, 128)
-CHANNELS = (768, 1408)
+CHANNELS = (768, 1280)
 
 
 class Program(NamedTuple):
@@ -171,6 +171,8 @@ def all_programs(gpus: Iterable[str] = SHARED_LIMIT, arithmetics: Iterable[str] 
                 for size in HEAD_DIMS:
                     for name, call in calls(dtype, length, size):
                         programs += requested(gpu, arithmetic, f"{name}-N{length}-D{size}", call)
+                if arithmetic in ("ieee", "tf32") and gpu != "gfx942":
+                    continue  # there few rows of float32 queries take the kernels of full rows
                 for size in CHANNELS:
                     for name, call in token_calls(dtype, length, size):
                         programs += requested(gpu, arithmetic, f"{name}-N{length}-C{size}", call)

@@ -1,6 +1,6 @@
-"""Renders the README's tables from recorded results, so that no number in it is typed.
+"""Renders the tables of README and documentation from recorded results, so that no number in them is typed.
 
-`python -m bench.readme` writes them, `--check` fails if the README says anything else.
+`python -m bench.readme` writes them, `--check` fails if a page says anything else.
 """
 
 import argparse
@@ -67,17 +67,66 @@ def demo(result: dict[str, Any]) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {"counts": counts, "demo": demo}
+def programs(result: dict[str, Any]) -> str:
+    """What each row of the tile table needs, one table for each GPU; inputs with equal figures in one row."""
+    header = [
+        "kernel",
+        "inputs",
+        "tile",
+        "warps",
+        "stages",
+        "shape",
+        "registers",
+        "spilled",
+        "shared",
+        "WGMMA",
+    ]
+    tables = []
+    for gpu in dict.fromkeys(program["name"].split("-")[1] for program in result["programs"]):
+        inputs: dict[tuple[str, ...], list[str]] = {}
+        for program in result["programs"]:
+            kernel, of, arithmetic, tile, *shape = program["name"].split("-")
+            if of == gpu:
+                limit = program["shared_limit"]
+                figures = (
+                    program[key] for key in ("warps", "stages", "registers", "spills", "shared", "wgmma")
+                )
+                row = (f"`{kernel}`", tile, " ".join(shape), *map(str, figures))
+                inputs.setdefault(row, []).append(arithmetic)
+        rows = [
+            [kernel, ", ".join(names), tile, warps, stages, shape, registers, spilled, shared, wgmma]
+            for (
+                kernel,
+                tile,
+                shape,
+                warps,
+                stages,
+                registers,
+                spilled,
+                shared,
+                wgmma,
+            ), names in inputs.items()
+        ]
+        tables.append(f"**{gpu}**, {limit} bytes of shared memory for a program\n\n{table(header, rows)}")
+    return "\n\n".join([*tables, f"<sub>{provenance(result)}</sub>"])
 
 
-def render(text: str) -> str:
-    """The README with every section filled in from its result."""
-    for name, section in SECTIONS.items():
+Section = Callable[[dict[str, Any]], str]
+PAGES: dict[str, dict[str, Section]] = {
+    "README.md": {"counts": counts, "demo": demo},
+    "docs/kernels.md": {"programs": programs},
+}
+
+
+def render(page: str) -> str:
+    """A page with every section filled in from its result."""
+    text = (ROOT / page).read_text()
+    for name, section in PAGES[page].items():
         body = section(json.loads((RESULTS / f"{name}.json").read_text()))
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         match = re.search(pattern, text, flags=re.DOTALL)
         if match is None:
-            raise ValueError(f"README.md must have a section <!-- {name} --> ... <!-- /{name} -->")
+            raise ValueError(f"{page} must have a section <!-- {name} --> ... <!-- /{name} -->")
         text = f"{text[: match.start()]}{match[1]}{body}\n{match[2]}{text[match.end() :]}"
     return text
 
@@ -85,17 +134,15 @@ def render(text: str) -> str:
 def main() -> int:
     """Write or check."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if the README differs")
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if a page differs")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    rendered = render(text)
-    if not args.check:
-        readme.write_text(rendered)
-    elif rendered != text:
-        print("README.md differs from bench/results: run `python -m bench.readme`")
-        return 1
-    return 0
+    differing = [page for page in PAGES if render(page) != (ROOT / page).read_text()]
+    for page in differing:
+        if args.check:
+            print(f"{page} differs from bench/results: run `python -m bench.readme`")
+        else:
+            (ROOT / page).write_text(render(page))
+    return 1 if differing and args.check else 0
 
 
 if __name__ == "__main__":

@@ -143,9 +143,9 @@ def _attention_triton(
     if q.dtype not in _TRITON_DTYPES:
         raise ValueError(f'impl="triton" needs float16, bfloat16 or float32, got {q.dtype}')
     from stochca_kernels.autograd import attention_projected, attention_triton
-    from stochca_kernels.tokens_autograd import attention_tokens
+    from stochca_kernels.few_rows import attention_tokens, has_token_kernels
 
-    if _few_rows(q, kv, source_kv, use_source, source_q):
+    if _few_rows(q, kv, source_kv, use_source, source_q) and has_token_kernels(kv or source_kv):
         return attention_tokens(q, kv, source_kv, use_source, scale), None
     if isinstance(kv, Projection):
         if isinstance(use_source, Tensor):

@@ -25,7 +25,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        _refuse_second_derivative()
+        refuse_second_derivative()
         q, k, v, *rest = ctx.saved_tensors
         if k is None:
             dqkv = torch.ops.stochca.packed_attention_backward(grad, q, *rest, ctx.scale)
@@ -61,7 +61,7 @@ def attention_triton(
     Raises:
         RuntimeError: Called under a transform of `torch.func`, which the kernels do not have.
     """
-    _refuse_functorch()
+    refuse_functorch()
     # Without a coin per sample, the chosen pair takes the first place: the kernels need not choose.
     pair = source_kv if use_source is True else kv
     assert pair is not None
@@ -98,7 +98,7 @@ def attention_projected(
         scale: As there.
         packed: As there.
     """
-    _refuse_functorch()
+    refuse_functorch()
     own_q = source_q if isinstance(source_q, Projection) else None
     if own_q is not None and (own_q.x is not source_kv.x or own_q.rstd is not source_kv.rstd):
         source_q, own_q = project(own_q, q.shape[1], parts=1)[0], None
@@ -136,7 +136,7 @@ class _ProjectedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        _refuse_second_derivative()
+        refuse_second_derivative()
         q, k, v, *rest = ctx.saved_tensors
         if ctx.is_packed:
             dqkv = torch.ops.stochca.packed_projected_attention_backward(grad, q, *rest, ctx.scale)
@@ -148,12 +148,14 @@ class _ProjectedAttention(torch.autograd.Function):
         return dq, dk if needs_dkdv else None, dv if needs_dkdv else None, *(None,) * 10
 
 
-def _refuse_second_derivative() -> None:
+def refuse_second_derivative() -> None:
+    """Raise in a backward that is itself differentiated."""
     # `once_differentiable` would silently take a gradient for a constant where what it is of is none.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError('impl="triton" has no second derivative (create_graph=True): use impl="reference"')
 
 
-def _refuse_functorch() -> None:
+def refuse_functorch() -> None:
+    """Raise under a transform of `torch.func`."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError('impl="triton" has no torch.func transforms (vmap, grad, jvp): use impl="sdpa"')

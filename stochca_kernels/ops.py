@@ -13,6 +13,9 @@ from stochca_kernels.projected import (
     projected_attention_backward,
     projected_attention_forward,
 )
+from stochca_kernels.tokens import empty_backward as empty_tokens_backward
+from stochca_kernels.tokens import empty_forward as empty_tokens_forward
+from stochca_kernels.tokens import tokens_backward, tokens_forward
 
 _library = torch.library.Library("stochca", "FRAGMENT")
 
@@ -68,4 +71,17 @@ define(
     "Tensor? rstd, Tensor? use_source, Tensor out, Tensor lse, float scale) -> Tensor",
     packed_projected_attention_backward,
     _empty_like_packed,
+)
+define(
+    "tokens_forward(Tensor queries, Tensor x, Tensor? rstd, Tensor? source_x, Tensor? source_rstd, "
+    "Tensor? use_source, float scale) -> (Tensor, Tensor)",
+    tokens_forward,
+    lambda queries, *_: empty_tokens_forward(queries),
+)
+define(
+    "tokens_backward(Tensor grad, Tensor queries, Tensor x, Tensor? rstd, Tensor? source_x, "
+    "Tensor? source_rstd, Tensor? use_source, Tensor mixed, Tensor lse, float scale, bool needs_dx) "
+    "-> (Tensor, Tensor)",
+    tokens_backward,
+    lambda grad, queries, x, *rest: empty_tokens_backward(queries, x, rest[-1]),
 )

@@ -243,14 +243,6 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         (Tiles(16, 16, 8, 1, "compiled"),),
         (Tiles(16, 16, 8, 1, "compiled"),),
     ),
-    ("tokens_fwd", "nvidia", "tf32"): (
-        (Tiles(16, 16, 16, 1, "compiled"),),
-        (Tiles(16, 16, 16, 1, "compiled"),),
-    ),
-    ("tokens_fwd", "nvidia", "ieee"): (
-        (Tiles(16, 16, 16, 1, "compiled"),),
-        (Tiles(16, 16, 16, 1, "compiled"),),
-    ),
     ("tokens_fwd", "gfx942", "ieee"): (
         (Tiles(16, 16, 8, 1, "compiled"),),
         (Tiles(16, 16, 8, 1, "compiled"),),
@@ -268,14 +260,6 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
     ("tokens_bwd", "gfx942", "half"): (
         (Tiles(16, 16, 8, 1, "compiled"),),
         (Tiles(16, 16, 8, 1, "compiled"),),
-    ),
-    ("tokens_bwd", "nvidia", "tf32"): (
-        (Tiles(16, 16, 16, 1, "compiled"),),
-        (Tiles(16, 16, 16, 1, "compiled"),),
-    ),
-    ("tokens_bwd", "nvidia", "ieee"): (
-        (Tiles(16, 16, 16, 1, "compiled"),),
-        (Tiles(16, 16, 16, 1, "compiled"),),
     ),
     ("tokens_bwd", "gfx942", "ieee"): (
         (Tiles(16, 16, 8, 1, "compiled"),),

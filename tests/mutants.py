@@ -25,7 +25,7 @@ TRITON = ("tests/kernels/test_triton.py",)
 ACCURACY = (*TRITON, "-k", "eager_torch or log_sum_exp")
 SOFTMAX, PROJECTED = "stochca_kernels/softmax.py", "stochca_kernels/projected.py"
 JOINT, TOKENS = "stochca_kernels/backward_joint.py", "stochca_kernels/tokens.py"
-FEW_ROWS, COMPILATION = "stochca_kernels/tokens_autograd.py", "stochca_kernels/compilation.py"
+FEW_ROWS, COMPILATION = "stochca_kernels/few_rows.py", "stochca_kernels/compilation.py"
 TEST_JOINT, TEST_PROJECTED = ("tests/kernels/test_joint.py",), ("tests/kernels/test_projected.py",)
 TEST_TOKENS, TEST_DISPATCH = ("tests/kernels/test_tokens.py",), ("tests/kernels/test_dispatch.py",)
 
@@ -421,20 +421,6 @@ MUTANTS = [
         (*TEST_PROJECTED, "-k", "scratch"),
     ),
     Mutant(
-        "own_samples_attended_over_by_the_source",
-        FORWARD,
-        'else "skip"',
-        'else "none"',
-        (*TEST_PROJECTED, "-k", "never_touch or mixed"),
-    ),
-    Mutant(
-        "own_samples_dq_written_twice",
-        BACKWARD,
-        'else "skip"',
-        'else "none"',
-        (*TEST_PROJECTED, "-k", "streamed or mixed"),
-    ),
-    Mutant(
         "one_lane_for_both_pairs",
         FORWARD,
         "reads_source = reads_source | is_source_lane",
@@ -493,9 +479,93 @@ MUTANTS = [
     Mutant(
         "few_rows_take_the_long_way",
         "stochca_kernels/attention.py",
-        "    if _few_rows(q, kv, source_kv, use_source, source_q):",
-        "    if False:",
+        "    if _few_rows(q, kv, source_kv, use_source, source_q) and",
+        "    if False and",
         TEST_DISPATCH,
+    ),
+    Mutant(
+        "tokens_outside_not_masked",
+        TOKENS,
+        'logits = tl.where(tokens[None, :] < last, logits, float("-inf"))',
+        "logits += 0.0",
+        (*TEST_TOKENS, "-k", "eager_torch"),
+    ),
+    Mutant(
+        "tokens_outside_not_masked_in_backward",
+        TOKENS,
+        "probs = tl.where(tokens[None, :] < last, tl.exp2(logits - lse[:, None]), 0.0)",
+        "probs = tl.exp2(logits - lse[:, None])",
+        (*TEST_TOKENS, "-k", "far_below_zero"),
+    ),
+    Mutant(
+        "tokens_branch_flipped",
+        TOKENS,
+        "reads_source = tl.load(use_source_ptr + batch)",
+        "reads_source = tl.load(use_source_ptr + batch) == 0",
+        (*TEST_TOKENS, "-k", "mixed"),
+    ),
+    Mutant(
+        "tokens_no_zeros_in_dx",
+        TOKENS,
+        "            if not ADDS_DX:\n",
+        "            if ADDS_DX:\n",
+        (*TEST_TOKENS, "-k", "exactly_zero"),
+    ),
+    Mutant(
+        "tokens_dx_of_the_last_block_of_rows_alone",
+        TOKENS,
+        "ADDS_DX=first_row > 0",
+        "ADDS_DX=False",
+        (*TEST_TOKENS, "-k", "eager_torch and self and Nq7"),
+    ),
+    Mutant(
+        "tokens_splits_weigh_the_same",
+        TOKENS,
+        "weights = tl.exp2(lse - largest)",
+        "weights = tl.exp2(lse * 0)",
+        (*TEST_TOKENS, "-k", "splits"),
+    ),
+    Mutant(
+        "tokens_factor_not_on_values",
+        TOKENS,
+        "            probs *= factor[None, :]\n",
+        "            probs *= 1.0\n",
+        (*TEST_TOKENS, "-k", "factor"),
+    ),
+    Mutant(
+        "tokens_factor_not_in_dqueries",
+        TOKENS,
+        "            dlogits *= factor[None, :]\n",
+        "            dlogits *= 1.0\n",
+        (*TEST_TOKENS, "-k", "factor"),
+    ),
+    Mutant(
+        "tokens_read_twice",
+        TOKENS,
+        "WIDTHS, STREAMS)\n            tile = tl.dot(probs",
+        "WIDTHS, True)\n            tile = tl.dot(probs",
+        (*TEST_TOKENS, "-k", "loaded_once"),
+    ),
+    Mutant(
+        "tokens_queries_not_zeroed",
+        FEW_ROWS,
+        "own, source = (q.masked_fill(mask[..., None], 0) for mask in (coin, ~coin))",
+        "own, source = q, q",
+        (*TEST_TOKENS, "-k", "nan_in_a_weight"),
+    ),
+    Mutant(
+        "tokens_mixed_not_zeroed",
+        FEW_ROWS,
+        "own, source = (mixed.masked_fill(mask, 0) for mask in (coin, ~coin))",
+        "own, source = mixed, mixed",
+        (*TEST_TOKENS, "-k", "nan_in_a_weight"),
+    ),
+    Mutant(
+        "tokens_value_bias_of_the_keys",
+        FEW_ROWS,
+        ".view(2, heads, 1, head_dim)[1]",
+        ".view(2, heads, 1, head_dim)[0]",
+        (*TEST_TOKENS, "-k", "key_bias or eager_torch"),
     ),
 ]
 

@@ -13,8 +13,9 @@ from stochca.cli import main
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_tables_are_those_of_the_recorded_results():
-    assert readme.render(TEXT) == TEXT
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_tables_are_those_of_the_recorded_results(page):
+    assert readme.render(page) == (readme.ROOT / page).read_text()
 
 
 def test_the_ten_lines_of_python_run(monkeypatch, tmp_path):

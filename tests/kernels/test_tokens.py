@@ -8,11 +8,11 @@ import torch
 pytest.importorskip("triton")
 
 from stochca_kernels import tokens
+from stochca_kernels.few_rows import attention_tokens
 from stochca_kernels.projection import Projection
 from stochca_kernels.reference import attention_reference
 from stochca_kernels.testing import assert_close_to_exact
 from stochca_kernels.tiles import Tiles, channel_chunks
-from stochca_kernels.tokens_autograd import attention_tokens
 
 pytestmark = [
     # Triton's interpreter reads the bounds of a loop so.

@@ -8,31 +8,10 @@ torch.
 import torch
 from torch import Tensor
 
+import stochca_kernels.ops  # noqa: F401, registers torch.ops.stochca
+from stochca_kernels.autograd import refuse_functorch, refuse_second_derivative
 from stochca_kernels.projection import KV, Projection
-from stochca_kernels.tokens import empty_backward, empty_forward, tokens_backward, tokens_forward
-
-_library = torch.library.Library("stochca", "FRAGMENT")
-_library.define(
-    "tokens_forward(Tensor queries, Tensor x, Tensor? rstd, Tensor? source_x, Tensor? source_rstd, "
-    "Tensor? use_source, float scale) -> (Tensor, Tensor)"
-)
-_library.define(
-    "tokens_backward(Tensor grad, Tensor queries, Tensor x, Tensor? rstd, Tensor? source_x, "
-    "Tensor? source_rstd, Tensor? use_source, Tensor mixed, Tensor lse, float scale, bool needs_dx) "
-    "-> (Tensor, Tensor)"
-)
-_library.impl("tokens_forward", tokens_forward, "CompositeExplicitAutograd")
-_library.impl("tokens_backward", tokens_backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("stochca::tokens_forward", lib=_library)
-def _(queries, x, rstd, source_x, source_rstd, use_source, scale):
-    return empty_forward(queries)
-
-
-@torch.library.register_fake("stochca::tokens_backward", lib=_library)
-def _(grad, queries, x, rstd, source_x, source_rstd, use_source, mixed, lse, scale, needs_dx):
-    return empty_backward(queries, x, needs_dx)
+from stochca_kernels.tiles import choose_tiles
 
 
 class _Tokens(torch.autograd.Function):
@@ -46,14 +25,16 @@ class _Tokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        # `once_differentiable` would silently take this gradient for a constant where `grad` is one.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                'impl="triton" has no second derivative (create_graph=True): use impl="reference"'
-            )
+        refuse_second_derivative()
         needs_dx = ctx.needs_input_grad[1]
         dqueries, dx = torch.ops.stochca.tokens_backward(grad, *ctx.saved_tensors, ctx.scale, needs_dx)
         return dqueries, dx if needs_dx else None, None, None, None, None, None
+
+
+def has_token_kernels(side: KV) -> bool:
+    """Whether the table has tiles for these tokens: float32 products need too many registers on NVIDIA."""
+    assert isinstance(side, Projection)
+    return len(choose_tiles("tokens_bwd", side.x, side.x.shape[1])) > 0
 
 
 def attention_tokens(q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, scale: float) -> Tensor:
@@ -74,8 +55,7 @@ def attention_tokens(q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor
         RuntimeError: Called under a transform of `torch.func`, which the kernels do not have.
         ValueError: Tokens with a factor require grad, or the factor does.
     """
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError('impl="triton" has no torch.func transforms (vmap, grad, jvp): use impl="sdpa"')
+    refuse_functorch()
     if isinstance(use_source, bool):
         side = source_kv if use_source else kv
         assert isinstance(side, Projection)
