@@ -21,7 +21,7 @@ from stochca_kernels.primitives import (
 )
 from stochca_kernels.projection import unpack
 from stochca_kernels.softmax import dq_resident, dq_streamed
-from stochca_kernels.tiles import TilePlan, Tiles, choose_tiles, dot_precision, query_lanes, tail_size
+from stochca_kernels.tiles import TilePlan, Tiles, cdiv, choose_tiles, dot_precision, query_lanes, tail_size
 
 
 @triton.jit(
@@ -305,7 +305,7 @@ def launch_backward(
     }
 
     def launch_dq(tiles: Tiles) -> None:
-        lanes = triton.cdiv(len_q, tiles.block_m)
+        lanes = cdiv(len_q, tiles.block_m)
         if tiles.block_n == 0:
             lanes = query_lanes(batch * heads, lanes, q.device)
         if batch * heads * lanes == 0:
@@ -334,7 +334,7 @@ def launch_backward(
         )  # fmt: skip
 
     def launch_dkdv(tiles: Tiles) -> None:
-        programs = batch * heads * triton.cdiv(len_kv, tiles.block_n)
+        programs = batch * heads * cdiv(len_kv, tiles.block_n)
         if programs == 0:
             return
         _attn_bwd_dkdv_kernel[(programs,)](

@@ -8,7 +8,7 @@ from torch import Tensor
 from stochca_kernels.launch import empty_token_major, launch_largest
 from stochca_kernels.primitives import head_base, load_parts, load_rows, store_rows, where_each
 from stochca_kernels.softmax import attend_resident, attend_streamed
-from stochca_kernels.tiles import TilePlan, Tiles, choose_tiles, dot_precision, query_lanes, tail_size
+from stochca_kernels.tiles import TilePlan, Tiles, cdiv, choose_tiles, dot_precision, query_lanes, tail_size
 
 
 @triton.jit(
@@ -172,7 +172,7 @@ def launch_forward(
     selector = "none" if use_source is None else "pair" if has_source_kv else "skip"
 
     def launch(tiles: Tiles) -> None:
-        blocks, source_blocks = (triton.cdiv(n, tiles.block_m) for n in (len_q, source_out.shape[2]))
+        blocks, source_blocks = (cdiv(n, tiles.block_m) for n in (len_q, source_out.shape[2]))
         groups = 2 if has_source_q and has_source_kv else 1
         lanes = max(blocks, source_blocks) if groups == 2 else blocks + source_blocks
         if tiles.block_n == 0:

@@ -1,6 +1,6 @@
 """How each kernel cuts its work into tiles, by GPU, dtype, head size and length: one table for all."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,12 +32,7 @@ class TilePlan:
     @property
     def parts(self) -> tuple[int, ...]:
         """Tiles that hold the whole row, largest first, at most three up to 384; empty in a main loop."""
-        if self.block_n:
-            return ()
-        padded = max(1, -(-self.length // self.smallest_part)) * self.smallest_part
-        while len(parts := _powers_of_two(padded)) > 3 and parts[-1] < 128:
-            padded += parts[-1]
-        return parts
+        return () if self.block_n else _parts(self.length, self.smallest_part)
 
     @property
     def tail(self) -> int:
@@ -49,6 +44,19 @@ class TilePlan:
         """Keys over keys computed."""
         main = self.length // self.block_n * self.block_n if self.block_n else 0
         return self.length / (main + self.tail + sum(self.parts))
+
+
+@cache
+def _parts(length: int, smallest_part: int) -> tuple[int, ...]:
+    padded = max(1, cdiv(length, smallest_part)) * smallest_part
+    while len(parts := _powers_of_two(padded)) > 3 and parts[-1] < 128:
+        padded += parts[-1]
+    return parts
+
+
+def cdiv(a: int, b: int) -> int:
+    """`a / b`, rounded up."""
+    return -(-a // b)
 
 
 def _powers_of_two(length: int, largest: int = 128) -> tuple[int, ...]:
@@ -275,8 +283,14 @@ def choose_tiles(kernel: Kernel, q: Tensor, *lengths: int) -> tuple[Tiles, ...]:
     """Choose the tiles of a launch on `q`'s device: the preferred ones first, then smaller ones."""
     # The interpreter has no registers to spare, and the largest tiles are the fastest there.
     half = q.itemsize == 2 or q.device.type == "cpu"
-    arithmetic = "half" if half else dot_precision(q)
-    rows = plans(kernel, gpu_of(q.device), arithmetic, q.shape[-1], max(lengths))
+    return _chosen(kernel, gpu_of(q.device), "half" if half else dot_precision(q), q.shape[-1], lengths)
+
+
+@lru_cache(maxsize=4096)
+def _chosen(
+    kernel: Kernel, gpu: str, arithmetic: str, head_dim: int, lengths: tuple[int, ...]
+) -> tuple[Tiles, ...]:
+    rows = plans(kernel, gpu, arithmetic, head_dim, max(lengths))
     if len({TilePlan(length).parts for length in lengths}) == 1:
         return rows
     return tuple(row for row in rows if row.block_n)  # one cut of the keys does not fit all

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stochca_kernels.launch import launch_largest
 from stochca_kernels.primitives import LOG2_E, append, dot_rows, load_rows, store_rows, where_each
-from stochca_kernels.tiles import Tiles, channel_chunks, choose_tiles, dot_precision, token_splits
+from stochca_kernels.tiles import Tiles, cdiv, channel_chunks, choose_tiles, dot_precision, token_splits
 
 
 @triton.jit
@@ -467,7 +467,7 @@ def tokens_forward(
 
     def launch(tiles: Tiles) -> None:
         rows = max(16, min(tiles.block_m, triton.next_power_of_2(len_rows)))
-        blocks = triton.cdiv(len_rows, rows)
+        blocks = cdiv(len_rows, rows)
         if batch * blocks == 0:
             return
         splits = token_splits(batch * blocks, length, x.device)
@@ -623,7 +623,7 @@ def _sum_splits(
 ) -> None:
     """Add up `parts`, always in the same order; averages where their log-sum-exp is given."""
     splits, (batch, len_rows, channels) = parts.shape[0], out.shape
-    _sum_splits_kernel[(batch * len_rows, triton.cdiv(channels, 256))](
+    _sum_splits_kernel[(batch * len_rows, cdiv(channels, 256))](
         parts,
         parts if parts_lse is None else parts_lse,
         out,
