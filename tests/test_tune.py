@@ -1,10 +1,13 @@
 """Tuning: the fastest candidate that is right becomes a row that the table understands."""
 
+import argparse
 import ast
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,12 @@ import torch
 pytest.importorskip("triton")
 
 from bench.kernels.shapes import TINY
-from bench.tune import timing
+from bench.tune import __main__ as command
+from bench.tune import timing, winners
 from bench.tune.__main__ import main
 from bench.tune.candidates import candidates
 from bench.tune.choice import column, fastest, format_row, format_tiles, format_winner
+from bench.tune.compiled import Figures
 from bench.tune.groups import KERNELS, Group, groups
 from bench.tune.timing import Settings, Timed, difference, time_group
 from bench.tune.uses import USES, Use, forced
@@ -41,8 +46,14 @@ def test_dry_run_lists_what_compiles(tmp_path):
     path = tmp_path / "tune.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     options = ["--dry-run", "--quick", "--only", "dqkv", "--at-most", "2", "--workers", "1", "--output", path]
-    command = [sys.executable, "-m", "bench.tune", *options]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.tune", *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     result = json.loads(path.read_text())
     (group,) = result["groups"]
@@ -212,15 +223,71 @@ def test_kinds_are_those_of_the_table():
         assert {row[3].choice for row in _WINNERS if row[0] == kind.name} <= set(kind.competitors)
 
 
+def arguments(**others):
+    fixed = {"gpu": "sm_90", "dtype": "float32", "quick": True, "dry_run": False, "at_most": None}
+    return argparse.Namespace(**fixed, only=("fwd", "winners"), commit=None, **others)
+
+
+@interpreted
+def test_rows_and_winners_are_printed_and_recorded(monkeypatch, tmp_path, capsys):
+    """All that a GPU would do but compiling, on the CPU."""
+
+    def compiled(pool, group, tried, *arguments):
+        done = [Future() for _ in tried]
+        for i, future in enumerate(done):
+            future.set_result(Figures("spills 8 bytes" if i > 1 else "", 99))
+        return done
+
+    small = Group("fwd", 0, 208, (TINY,))
+    kinds = [k._replace(paths=tuple(replace(p, shapes=(TINY,)) for p in k.paths)) for k in KINDS[:2]]
+    monkeypatch.setattr(command, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(command, "QUICK_ROUNDS", 1)
+    monkeypatch.setattr(command, "groups", lambda kernel, quick: [small])
+    monkeypatch.setattr(command, "submit", compiled)
+    monkeypatch.setattr(command, "KINDS", kinds)
+    monkeypatch.setattr(winners, "MAIN", (TINY,))
+    path = tmp_path / "new" / "tune.json"
+    args = arguments(output=path, minutes=5)
+    before = dict(tiles._TABLE)
+    result = {"gpu": {"name": "CPU"}, "commit": "94bdd42abc", "dirty": True, "groups": [], "rows": []}
+    command._run(args, None, result)
+    printed = capsys.readouterr().out
+    ((key, (narrow, wide)),) = eval("{" + "\n".join(result["rows"]) + "}").items()
+    assert key == ("fwd", "nvidia", "ieee")
+    assert (narrow[-1], wide) == (before[key][0][-1], before[key][1])
+    assert narrow[0].origin == "CPU, commit 94bdd42"
+    assert narrow[0].max_keys == 208
+    for line in (*result["rows"], *result["winners"]):
+        assert line in printed
+    rows = eval("[" + "\n".join(result["winners"]) + "]")
+    assert [row[:3] for row in rows] == [("attention", "sm_90", 208), ("few rows", "sm_90", 208)]
+    assert "Not a clean checkout" in printed
+    recorded = json.loads(path.read_text())
+    assert recorded["rows"] == result["rows"]
+    assert all("p50_us" in each for each in recorded["groups"][0]["cases"]["self B2-N20-H2-D16"])
+    assert before == tiles._TABLE, "the table is not changed"
+
+
+@interpreted
+def test_nothing_new_is_started_when_time_is_over(monkeypatch, capsys):
+    monkeypatch.setattr(command, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(command, "submit", lambda *_: [Future()])
+    args = arguments(output=None, minutes=-1)
+    result = {"gpu": None, "commit": None, "dirty": None, "groups": [], "rows": []}
+    command._run(args, None, result)
+    assert result["rows"] == result["winners"] == []
+    assert capsys.readouterr().out.count("out of time") == len(groups("fwd", True)) + len(KINDS)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [([], "--dry-run"), (["--gpu", "sm_80"], "--dry-run"), (["--only", "nothing"], "invalid choice")],
 )
-def test_arguments_that_cannot_be_met_are_refused(arguments, message, monkeypatch, capsys):
+def test_arguments_that_cannot_be_met_are_refused(options, message, monkeypatch, capsys):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
-        main(arguments)
+        main(options)
     assert message in capsys.readouterr().err
 
 

@@ -30,6 +30,7 @@ ROUNDS, QUICK_ROUNDS = 100, 20
 QUICK_MINUTES = 4.5
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WINNERS = "winners"
+DEVICE = torch.device("cuda")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,7 +53,7 @@ def _run(args: argparse.Namespace, pool: Executor | None, result: dict[str, Any]
     deadline = start + 60 * args.minutes
     gpu_name, commit = (result["gpu"] or {}).get("name"), args.commit or result["commit"] or "unknown"
     origin = f"{gpu_name}, commit {commit[:7]}"
-    settings = Settings(torch.device("cuda"), DTYPES[args.dtype], QUICK_ROUNDS if args.quick else ROUNDS)
+    settings = Settings(DEVICE, DTYPES[args.dtype], QUICK_ROUNDS if args.quick else ROUNDS)
     tuned: dict[Key, Columns] = {}
     kernels = _start(args, pool)
     for kernel, started in kernels if pool is None else list(kernels):
@@ -206,7 +207,7 @@ def _row_gpu(args: argparse.Namespace) -> str:
 def _multiprocessors(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 132
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    return tiles._multiprocessors(DEVICE)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -239,7 +240,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("there is no GPU: --dry-run times nothing")
     if not args.dry_run and args.gpu:
         parser.error("--gpu is for a dry run: rows are for the GPU that is there")
-    args.gpu = args.gpu or ("sm_90" if args.dry_run else tiles.gpu_of(torch.device("cuda")))
+    args.gpu = args.gpu or ("sm_90" if args.dry_run else tiles.gpu_of(DEVICE))
     if not args.dry_run and args.gpu not in SHARED_LIMIT:
         parser.error(f"{args.gpu} has no limits in bench.programs")
     args.minutes = args.minutes or (QUICK_MINUTES if args.quick else float("inf"))

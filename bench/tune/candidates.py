@@ -70,7 +70,7 @@ def _projected(space: Space) -> Iterator[Tiles]:
     if space.on_chip:
         for m, c, stages in product(space.either((64,), (128,)), channels, _stages(space)):
             yield Tiles(m, 0, 8, stages, ORIGIN, block_c=c)
-    for tiles, c in product(_streamed(space), channels):
+    for tiles, c in product(_streamed(space._replace(quick=True)), channels):
         yield tiles._replace(block_c=c)
 
 

@@ -13,7 +13,8 @@ from unittest import mock
 
 import torch
 
-from bench.programs import compile_program, requested
+from bench.ahead import compile_launch
+from bench.programs import MODULES, SHARED_LIMIT, Program, requested
 from bench.tune.candidates import Candidate
 from bench.tune.groups import Group
 from bench.tune.uses import USES, MetaDraw, forced
@@ -52,7 +53,7 @@ def figures(
         if isinstance(report, Exception):
             return found._replace(dropped=f"{type(report).__name__}: {report}".splitlines()[0][:200])
         found = Figures(
-            _fault(report),
+            _fault(report, SHARED_LIMIT[gpu]),
             max(found.registers, report["registers"]),
             max(found.spills, report["spills"]),
             max(found.shared, report["shared"]),
@@ -63,11 +64,11 @@ def figures(
     return found
 
 
-def _fault(report: dict[str, Any]) -> str:
+def _fault(report: dict[str, int], shared_limit: int) -> str:
     if report["spills"] > 0:
         return f"spills {report['spills']} bytes"
-    if report["shared"] > report["shared_limit"]:
-        return f"{report['shared']} bytes of shared memory, of {report['shared_limit']}"
+    if report["shared"] > shared_limit:
+        return f"{report['shared']} bytes of shared memory, of {shared_limit}"
     return "an empty program" if report["registers"] < LEAST_REGISTERS else ""
 
 
@@ -88,9 +89,15 @@ def _reports(
             for program in programs:
                 if program.row is candidate and program.kernel != "sum_splits":
                     try:
-                        yield compile_program(program)
+                        yield _compile(program)
                     except Exception as error:  # whatever a compiler raises drops the candidate
                         yield error
+
+
+def _compile(program: Program) -> dict[str, int]:
+    name = f"_{program.kernel}_kernel"
+    kernel = next(getattr(module, name) for module in MODULES if hasattr(module, name))
+    return compile_launch(kernel, program.arguments, program.constants, program.gpu)[0]
 
 
 @contextmanager
