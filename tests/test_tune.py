@@ -200,6 +200,14 @@ def table(group):
     return tiles._TABLE[group.kernel, "sm_90", "half"][group.column]
 
 
+def test_winners_are_timed_with_the_rows_that_were_found():
+    q, row = torch.empty(1, 1, 5, 16), Tiles(16, 16, 4, 1, ORIGIN)
+    before = tiles.choose_tiles("fwd", q, 5)
+    with winners.installed({("fwd", "sm_90", "half"): ((row,), ())}):
+        assert tiles.choose_tiles("fwd", q, 5) == (row,)
+    assert tiles.choose_tiles("fwd", q, 5) == before
+
+
 def test_winners_are_chosen_by_length():
     kind = KINDS[0]
 

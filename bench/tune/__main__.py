@@ -12,7 +12,6 @@ from concurrent.futures import Executor, Future
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -23,7 +22,7 @@ from bench.tune.choice import Columns, Key, column, fastest, format_row, format_
 from bench.tune.compiled import Figures, default_workers, submit, workers
 from bench.tune.groups import KERNELS, Group, groups
 from bench.tune.timing import Settings, Timed, time_group
-from bench.tune.winners import KINDS, choose_winners, time_kind
+from bench.tune.winners import KINDS, choose_winners, installed, time_kind
 from stochca_kernels import tiles
 
 ROUNDS, QUICK_ROUNDS = 100, 20
@@ -129,7 +128,7 @@ def _winner_lines(
 ) -> list[str]:
     """Rows for the winners, timed with the rows that were just found."""
     lines = []
-    with mock.patch.dict(tiles._TABLE, tuned):
+    with installed(tuned):
         for kind in KINDS if WINNERS in args.only else ():
             if time.perf_counter() > deadline:
                 print(f"{kind.name}: not timed, out of time")

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 from bench.kernels.floors import Ceilings
 from bench.kernels.measure import Case, measure
@@ -11,6 +13,7 @@ from bench.kernels.paths import CLASS_ROW_CROSS, CLASS_ROW_SELF, CROSS, PROJECTI
 from bench.kernels.providers import Provider
 from bench.kernels.shapes import MAIN
 from bench.tune.timing import Settings
+from stochca_kernels import tiles
 from stochca_kernels.dispatch import Winner
 
 
@@ -37,6 +40,15 @@ KINDS = (
     ),
 )
 BOUNDS = (208, 272, None)
+
+
+@contextmanager
+def installed(rows: Mapping[tuple[str, str, str], Any]) -> Iterator[None]:
+    """Have launchers find these rows in the table of tiles."""
+    with mock.patch.dict(tiles._TABLE, rows):
+        tiles._chosen.cache_clear()
+        yield
+    tiles._chosen.cache_clear()
 
 
 def bound_of(length: int) -> int | None:
