@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stochca_kernels.launch import empty_token_major, launch_largest
-from stochca_kernels.primitives import head_base, load_parts, load_rows, store_rows, where_each
+from stochca_kernels.primitives import head_base, load_parts, where_each
 from stochca_kernels.softmax import attend_resident, attend_streamed
 from stochca_kernels.tiles import TilePlan, Tiles, cdiv, choose_tiles, dot_precision, query_lanes, tail_size
 
@@ -48,18 +48,18 @@ def _attn_fwd_kernel(
         if reads_source:
             return
 
-    # A lane takes the blocks `block`, `block + num_lanes`, ... of the target's and then the source's queries.
-    # Where the two models read different pairs, even lanes serve the target and odd ones the source.
-    num_blocks = tl.cdiv(len_q, BLOCK_M)
-    block, last_block = lane, num_blocks
+    # The source's rows follow the target's, in one count. A lane takes every `num_lanes`-th block of them;
+    # where the two models read different pairs, even lanes serve the target and odd ones the source.
+    start_row, end_row = lane * BLOCK_M, len_q
     if HAS_SOURCE_Q:
-        last_block += tl.cdiv(len_source_q, BLOCK_M)
+        end_row = len_q + len_source_q
         if HAS_SOURCE_KV:
             is_source_lane = lane % 2 == 1
-            block = tl.where(reads_source, lane, lane // 2 + tl.where(is_source_lane, num_blocks, 0))
-            last_block = tl.where(reads_source | is_source_lane, last_block, num_blocks)
+            apart = lane // 2 * BLOCK_M + tl.where(is_source_lane, len_q, 0)
+            start_row = tl.where(reads_source, start_row, apart)
             num_lanes = tl.where(reads_source, num_lanes, num_lanes // 2)
             reads_source = reads_source | is_source_lane
+            end_row = tl.where(reads_source, end_row, len_q)
         source_q_ptr = head_base(source_q_ptr, stride_sqb, stride_sqh, batch, head)
         source_out_ptr = head_base(source_out_ptr, stride_sob, stride_soh, batch, head)
     q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
@@ -78,25 +78,19 @@ def _attn_fwd_kernel(
     if len(PARTS) > 0:
         keys = load_parts(k_ptr, stride_kn, len_kv, PARTS, HEAD_DIM, BLOCK_D)
         values = load_parts(v_ptr, stride_vn, len_kv, PARTS, HEAD_DIM, BLOCK_D)
-    for i in tl.range(block, last_block, num_lanes, disable_licm=True):
-        rows_ptr, stride_rows, rows_out_ptr, stride_out, first_row, len_rows = (
-            q_ptr, stride_qn, out_ptr, stride_on, i * BLOCK_M, len_q,
-        )  # fmt: skip
+    for first_row in tl.range(start_row, end_row, num_lanes * BLOCK_M, disable_licm=True):
+        # [BLOCK_M]
+        rows = first_row + tl.arange(0, BLOCK_M)
+        q_rows_ptr = q_ptr + rows.to(tl.int64) * stride_qn
+        out_rows_ptr = out_ptr + rows.to(tl.int64) * stride_on
         if HAS_SOURCE_Q:
-            rows_ptr, stride_rows, rows_out_ptr, stride_out, first_row, len_rows = where_each(
-                i >= num_blocks,
-                (
-                    source_q_ptr,
-                    stride_sqn,
-                    source_out_ptr,
-                    stride_son,
-                    (i - num_blocks) * BLOCK_M,
-                    len_source_q,
-                ),
-                (q_ptr, stride_qn, out_ptr, stride_on, i * BLOCK_M, len_q),
-            )
+            source_rows = (rows - len_q).to(tl.int64)
+            q_rows_ptr = tl.where(rows < len_q, q_rows_ptr, source_q_ptr + source_rows * stride_sqn)
+            out_rows_ptr = tl.where(rows < len_q, out_rows_ptr, source_out_ptr + source_rows * stride_son)
         # [BLOCK_M, BLOCK_D]
-        q = load_rows(rows_ptr, stride_rows, first_row, len_rows, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+        columns = tl.arange(0, BLOCK_D)
+        mask = (rows[:, None] < end_row) & (columns[None, :] < HEAD_DIM)
+        q = tl.load(q_rows_ptr[:, None] + columns[None, :], mask=mask, other=0.0)
         if len(PARTS) > 0:
             acc, row_max, row_sum = attend_resident(q, keys, values, len_kv, scale, WHOLE_ROW, PRECISION)
         else:
@@ -104,11 +98,9 @@ def _attn_fwd_kernel(
                 q, k_ptr, stride_kn, v_ptr, stride_vn, len_kv, scale, BLOCK_N, TAIL_N,
                 HEAD_DIM, BLOCK_D, PRECISION,
             )  # fmt: skip
-        out = acc / row_sum[:, None]
-        store_rows(rows_out_ptr, stride_out, first_row, len_rows, out, BLOCK_M, HEAD_DIM, BLOCK_D)
+        out = (acc / row_sum[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_rows_ptr[:, None] + columns[None, :], out, mask=mask)
         if HAS_LSE:
-            # The source's rows lie behind the target's, where nothing is stored.
-            rows = i * BLOCK_M + tl.arange(0, BLOCK_M)
             lse = row_max + tl.log2(row_sum)
             tl.store(lse_ptr + batch_head.to(tl.int64) * len_q + rows, lse, mask=rows < len_q)
 
@@ -172,9 +164,9 @@ def launch_forward(
     selector = "none" if use_source is None else "pair" if has_source_kv else "skip"
 
     def launch(tiles: Tiles) -> None:
-        blocks, source_blocks = (cdiv(n, tiles.block_m) for n in (len_q, source_out.shape[2]))
         groups = 2 if has_source_q and has_source_kv else 1
-        lanes = max(blocks, source_blocks) if groups == 2 else blocks + source_blocks
+        rows, source_rows = len_q, source_out.shape[2]
+        lanes = cdiv(max(rows, source_rows) if groups == 2 else rows + source_rows, tiles.block_m)
         if tiles.block_n == 0:
             lanes = query_lanes(batch * heads * groups, lanes, q.device)
         if batch * heads * lanes == 0:

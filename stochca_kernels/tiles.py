@@ -111,7 +111,7 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
     ),
     ("fwd", "sm_100", "half"): (
         (Tiles(64, 0, 4, 1, "compiled", max_keys=272), Tiles(64, 64, 4, 3, "compiled")),
-        (Tiles(64, 64, 4, 2, "compiled"),),
+        (Tiles(64, 32, 4, 2, "compiled"),),
     ),
     ("fwd", "sm_120", "half"): (
         (
