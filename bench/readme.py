@@ -1,4 +1,4 @@
-"""Renders the tables of README and documentation from recorded results, so that no number in them is typed.
+"""Renders the tables of README and documentation from recorded results: no number in them is typed.
 
 `python -m bench.readme` writes them, `--check` fails if a page says anything else.
 """
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
+
+from bench import predictions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -111,23 +113,31 @@ def programs(result: dict[str, Any]) -> str:
     return "\n\n".join([*tables, f"<sub>{provenance(result)}</sub>"])
 
 
-Section = Callable[[dict[str, Any]], str]
-PAGES: dict[str, dict[str, Section]] = {
-    "README.md": {"counts": counts, "demo": demo},
-    "docs/kernels.md": {"programs": programs},
+def prediction() -> str:
+    """What arithmetic says of the goals."""
+    return table(predictions.HEADER, predictions.rows())
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """A result from `bench/results`."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"counts": lambda: counts(recorded("counts")), "demo": lambda: demo(recorded("demo"))},
+    "docs/kernels.md": {"prediction": prediction, "programs": lambda: programs(recorded("programs"))},
 }
 
 
 def render(page: str) -> str:
-    """A page with every section filled in from its result."""
+    """A page with every section filled in."""
     text = (ROOT / page).read_text()
     for name, section in PAGES[page].items():
-        body = section(json.loads((RESULTS / f"{name}.json").read_text()))
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         match = re.search(pattern, text, flags=re.DOTALL)
         if match is None:
             raise ValueError(f"{page} must have a section <!-- {name} --> ... <!-- /{name} -->")
-        text = f"{text[: match.start()]}{match[1]}{body}\n{match[2]}{text[match.end() :]}"
+        text = f"{text[: match.start()]}{match[1]}{section()}\n{match[2]}{text[match.end() :]}"
     return text
 
 

@@ -7,7 +7,11 @@ import pytest
 import timm
 import torch
 
-from bench import readme
+pytest.importorskip("jsonargparse")
+
+from bench import predictions, readme
+from bench.kernels import goals
+from bench.kernels.shapes import VIT_B_224
 from stochca.cli import main
 
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
@@ -16,6 +20,15 @@ TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_tables_are_those_of_the_recorded_results(page):
     assert readme.render(page) == (readme.ROOT / page).read_text()
+
+
+def test_every_goal_has_a_prediction():
+    rows = predictions.rows()
+    assert len(rows) == sum(len(goal.cases) for goal in goals.GOALS)
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
+    # Tiles of 64 x 208 against 128 x 128: the padding that is not computed is what is won.
+    ours, rival = predictions.forward(VIT_B_224)
+    assert rival / ours == pytest.approx((256 * 256) / (256 * 208))
 
 
 def test_the_ten_lines_of_python_run(monkeypatch, tmp_path):
