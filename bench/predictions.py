@@ -1,9 +1,9 @@
 """What the goals of the operator should come to on an H200, by arithmetic: a prediction, not a measurement.
 
 `python -m bench.predictions` prints it. A pass takes as long as its arithmetic or its bytes, whichever is
-more. Arithmetic is what the tiles compute, padding included, at one and the same share of the matrix rate for every
-kernel of attention; bytes are what must cross device memory, and for the fused projection also the cache.
-`python -m bench.kernels` replaces all of it by measurements.
+more. Arithmetic is what the tiles compute, padding included, at one and the same share of the matrix rate for
+every kernel of attention; bytes are what must cross device memory, and for the fused projection also the
+cache. `python -m bench.kernels` replaces all of it by measurements.
 """
 
 import sys

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stochca_kernels.checks import check_coin, check_inputs, check_packed
-from stochca_kernels.dispatch import HAS_TRITON, Impl, fuses_projection, select_impl
+from stochca_kernels.dispatch import HAS_TRITON, Impl, fuses_projection, has_token_kernels, select_impl
 from stochca_kernels.projection import KV, Projection, pair_of, project, unpack, zero_where
 from stochca_kernels.reference import attention_reference
 from stochca_kernels.sdpa import attention_sdpa
@@ -143,9 +143,9 @@ def _attention_triton(
     if q.dtype not in _TRITON_DTYPES:
         raise ValueError(f'impl="triton" needs float16, bfloat16 or float32, got {q.dtype}')
     from stochca_kernels.autograd import attention_projected, attention_triton
-    from stochca_kernels.few_rows import attention_tokens, has_token_kernels
+    from stochca_kernels.few_rows import attention_tokens
 
-    if _few_rows(q, kv, source_kv, use_source, source_q) and has_token_kernels(kv or source_kv):
+    if _few_rows(q, kv, source_kv, use_source, source_q) and has_token_kernels(q.device, q.dtype):
         return attention_tokens(q, kv, source_kv, use_source, scale), None
     if isinstance(kv, Projection):
         if isinstance(use_source, Tensor):

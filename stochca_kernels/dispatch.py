@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from stochca_kernels.checks import HEAD_DIMS
-from stochca_kernels.tiles import gpu_of
+from stochca_kernels.tiles import gpu_of, plans
 
 Impl = Literal["auto", "triton", "sdpa", "reference"]
 
@@ -103,6 +103,16 @@ def fuses_projection(device: torch.device, length: int) -> bool:
     if forced is not None:
         return forced == "1"
     return winner("full rows of a projection", _gpu_of(device), length).choice == "fused"
+
+
+@torch.compiler.assume_constant_result
+def has_token_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether few rows can ask the tokens themselves: float32 products take too many registers on NVIDIA."""
+    return (
+        dtype.itemsize == 2
+        or device.type == "cpu"
+        or bool(plans("tokens_bwd", gpu_of(device), "ieee", 768, 1))
+    )
 
 
 @torch.compiler.assume_constant_result

@@ -11,7 +11,6 @@ from torch import Tensor
 import stochca_kernels.ops  # noqa: F401, registers torch.ops.stochca
 from stochca_kernels.autograd import refuse_functorch, refuse_second_derivative
 from stochca_kernels.projection import KV, Projection
-from stochca_kernels.tiles import choose_tiles
 
 
 class _Tokens(torch.autograd.Function):
@@ -29,12 +28,6 @@ class _Tokens(torch.autograd.Function):
         needs_dx = ctx.needs_input_grad[1]
         dqueries, dx = torch.ops.stochca.tokens_backward(grad, *ctx.saved_tensors, ctx.scale, needs_dx)
         return dqueries, dx if needs_dx else None, None, None, None, None, None
-
-
-def has_token_kernels(side: KV) -> bool:
-    """Whether the table has tiles for these tokens: float32 products need too many registers on NVIDIA."""
-    assert isinstance(side, Projection)
-    return len(choose_tiles("tokens_bwd", side.x, side.x.shape[1])) > 0
 
 
 def attention_tokens(q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, scale: float) -> Tensor:

@@ -145,6 +145,99 @@ def test_warmup_launches_all_that_a_training_step_does(launched):
         assert set(launched) - warm == set()
 
 
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_model_runs_the_kernels_and_a_third_batch_size_compiles_nothing():
+    timm = pytest.importorskip("timm")
+    stochca = pytest.importorskip("stochca")
+    import torch._dynamo.testing
+
+    def build():
+        torch.manual_seed(0)
+        target = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=2)
+        return stochca.StochCA(target.to(DEVICE), impl="triton").train()
+
+    eager, compiled = build(), build()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled.compile(fullgraph=True, backend=counter)
+    graphs = []
+    for batch in (2, 3, 4):
+        x = torch.randn(batch, 3, 32, 32, device=DEVICE)
+        for coins in ([False, False], [False, True], [True, False], [True, True]):
+            losses = []
+            for model in (eager, compiled):
+                model.zero_grad()
+                losses.append(model(x, coins=coins).square().sum())
+                losses[-1].backward()
+            torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+            for (name, p), q in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+                torch.testing.assert_close(
+                    q.grad, p.grad, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+                )
+        graphs.append(counter.frame_count)
+    assert graphs[2] == graphs[1] <= 2 * graphs[0]
+
+
+def paths():
+    """Every way through the kernels, as a function of one tensor that requires grad."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(DEVICE)
+
+    source = Projection(draw(2, 40, 48), draw(128, 48))
+    row = Projection(draw(2, 40, 48), draw(128, 48))
+    pair, coins = (draw(2, 2, 40, 32), draw(2, 2, 40, 32)), torch.tensor([False, True], device=DEVICE)
+    return {
+        "self": (lambda t: stochca_attention(t, None, None, False, impl="triton"), draw(2, 40, 3, 2, 32)),
+        "cross": (lambda t: stochca_attention(t, None, pair, True, impl="triton"), draw(2, 2, 40, 32)),
+        "mixed": (lambda t: stochca_attention(t, None, pair, coins, impl="triton"), draw(2, 40, 3, 2, 32)),
+        "fused": (lambda t: stochca_attention(t, None, source, coins, impl="triton"), draw(2, 40, 3, 2, 32)),
+        "few rows": (lambda t: stochca_attention(t, row, source, coins, impl="triton"), draw(2, 2, 1, 32)),
+    }
+
+
+each_path = pytest.mark.parametrize("path", paths())
+
+
+@each_path
+def test_activation_checkpointing_changes_nothing(path, monkeypatch):
+    monkeypatch.setenv("STOCHCA_FUSED_PROJECTION", "1")
+    call, t = paths()[path]
+    grads = []
+    for run in (call, lambda t: torch.utils.checkpoint.checkpoint(call, t, use_reentrant=False)):
+        leaf = t.clone().requires_grad_()
+        grads.append(torch.autograd.grad(run(leaf).square().sum(), leaf)[0])
+    assert torch.equal(*grads)
+
+
+@each_path
+def test_autocast_runs_in_its_dtype_and_returns_gradients_in_theirs(path, monkeypatch):
+    monkeypatch.setenv("STOCHCA_FUSED_PROJECTION", "1")
+    call, t = paths()[path]
+    leaf = t.clone().requires_grad_()
+    with torch.autocast(DEVICE, torch.float16):
+        out = call(leaf)
+    assert out.dtype == torch.float16
+    (grad,) = torch.autograd.grad(out.float().square().sum(), leaf)
+    assert grad.dtype == torch.float32
+    expected = torch.autograd.grad(call(leaf).square().sum(), leaf)[0]
+    torch.testing.assert_close(grad, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+
+
+@each_path
+def test_second_derivatives_and_functorch_are_refused(path, monkeypatch):
+    monkeypatch.setenv("STOCHCA_FUSED_PROJECTION", "1")
+    call, t = paths()[path]
+    leaf = t.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(call(leaf).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.vmap(call)(t[None])
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.grad(lambda t: call(t).sum())(t)
+
+
 def test_warmup_says_why_it_cannot(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     if DEVICE == "cpu":
