@@ -77,8 +77,8 @@ def stochca_attention(
 
         Gradients reach `q`, and the tensors of `kv` where the coin is false; elsewhere they are exactly
         zero. The source is a constant. Under autocast, inputs are cast to the autocast dtype. Softmax and
-        its log-sum-exp are float32 or better; where few query rows meet a `Projection`, scores are rounded
-        to the inputs' dtype first, as in eager torch.
+        its log-sum-exp are float32 or better. Where few query rows meet a `Projection`, the queries in the
+        space of its tokens are rounded to the inputs' dtype, and with "sdpa" the scores too.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -112,7 +112,7 @@ def stochca_attention(
         impl = select_impl(q.device, q.dtype, q.shape[3], _length(kv, source_kv, use_source), few_rows)[0]
 
     unused: list[Tensor] = []
-    if use_source is True or impl == "reference":  # which takes the samples one by one
+    if packed is None and (use_source is True or impl == "reference"):  # which takes the samples one by one
         unused = [t for t in kv or () if t is not None and t.requires_grad]
     if use_source is True:
         kv = packed = None
