@@ -9,6 +9,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
 from bench.demo.__main__ import main
 from bench.demo.digits import NUM_CLASSES, Labels, draw_task, load_parts
 from bench.demo.experiment import DEFAULT, DROP_PATH, PLAIN, QUICK, STOCHCA, VARIANTS

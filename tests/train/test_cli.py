@@ -11,6 +11,8 @@ import time
 import pytest
 import yaml
 
+pytest.importorskip("jsonargparse")
+
 from stochca.cli import main
 from stochca.config import INTERPOLATIONS, EvaluateOptions, FinetuneOptions, InfoOptions, flag
 from stochca.train import Trainer, finetune
