@@ -145,7 +145,9 @@ def _attention_triton(
     from stochca_kernels.autograd import attention_projected, attention_triton
     from stochca_kernels.few_rows import attention_tokens
 
-    if _few_rows(q, kv, source_kv, use_source, source_q) and has_token_kernels(q.device, q.dtype):
+    widths = {side.x.shape[2] for side in (kv, source_kv) if isinstance(side, Projection)}
+    few_rows = _few_rows(q, kv, source_kv, use_source, source_q) and len(widths) == 1
+    if few_rows and has_token_kernels(q.device, q.dtype):
         return attention_tokens(q, kv, source_kv, use_source, scale), None
     if isinstance(kv, Projection):
         if isinstance(use_source, Tensor):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stochca_kernels import Projection, stochca_attention
 from stochca_kernels.dispatch import fuses_projection, select_impl
+from stochca_kernels.reference import attention_reference
 from stochca_kernels.testing import Inputs, assert_close_to_exact, make_inputs
 from stochca_kernels.tiles import gpu_of
 
@@ -126,6 +127,18 @@ def test_projections_give_what_their_pairs_give(impl, bias, len_q, coin):
     expected_grads = torch.autograd.grad(expected.square().sum(), (expected_q, *expected_leaves))
     for grad, wanted in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, wanted, rtol=1e-3, atol=1e-4)
+
+
+@impls
+@pytest.mark.parametrize("len_q", [1, 26], ids=["few", "full"])
+def test_tokens_of_the_two_models_may_differ_in_width(impl, len_q):
+    own, source = projection(3, 19), projection(3, 33, seed=1)
+    source = source._replace(x=source.x[..., :40], weight=source.weight[:, :40])
+    x = make_inputs(3, 2, len_q, 1, 1, 24, device=DEVICE)
+    arguments = x.q, own, source, coin_of("mixed")
+    actual = stochca_attention(*arguments, impl=impl)
+    expected = attention_reference(*arguments, None, 24**-0.5)[0]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @impls
