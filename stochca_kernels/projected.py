@@ -442,7 +442,7 @@ def launch_projected_forward(
         source_out: `[B, H, Nsq, D]`, empty without `source_q`.
     """
     batch, heads, len_q, head_dim = q.shape
-    x, weight, bias, rstd = source
+    x, weight, bias, rstd = source = _contiguous_factor(source)
     kind = "none" if source_q is None else "projected" if isinstance(source_q, Projection) else "given"
     own = source_q if isinstance(source_q, Projection) else Projection(x, weight, bias)
     source_rows = source_q if isinstance(source_q, Tensor) else q
@@ -501,7 +501,7 @@ def launch_projected_dq(
         dq: `[B, H, Nq, D]`.
     """
     batch, heads, len_q, head_dim = q.shape
-    x, weight, bias, rstd = source
+    x, weight, bias, rstd = source = _contiguous_factor(source)
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     num_items = batch * heads
     if num_items * len_q == 0:
@@ -529,6 +529,11 @@ def launch_projected_dq(
         )  # fmt: skip
 
     launch_largest(_projected_dq_kernel, q.device, choose_tiles("projected_dq", q, x.shape[1]), launch)
+
+
+def _contiguous_factor(source: Projection) -> Projection:
+    """The kernels take the factors of neighbouring tokens for neighbours in memory."""
+    return source if source.rstd is None else source._replace(rstd=source.rstd.contiguous())
 
 
 def _programs(tiles: Tiles, source: Projection, num_items: int, head_dim: int) -> tuple[int, Tensor]:

@@ -154,6 +154,18 @@ def test_any_head_size_width_and_optional_term(request, mode, options):
     )
 
 
+@pytest.mark.parametrize("mode", ["on chip", "streamed"])
+def test_factors_may_lie_anywhere(request, mode):
+    if mode == "streamed":
+        request.getfixturevalue("streamed")
+    case = Case()
+    expected = case.run(True, "triton", source_q="projected")
+    apart = torch.stack([case.source.rstd, torch.full_like(case.source.rstd, float("nan"))], -1)[..., 0]
+    case.source, case.own_q = (side._replace(rstd=apart) for side in (case.source, case.own_q))
+    actual = case.run(True, "triton", source_q="projected")
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
 @COINS
 @SOURCE_Q
 def test_packed_gradients_are_written_packed(coin, source_q):
