@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stochca_kernels.backward_joint import has_joint_backward, launch_joint_backward
-from stochca_kernels.launch import empty_token_major, launch_largest
+from stochca_kernels.launch import empty_token_major, launch_largest, stride_unit
 from stochca_kernels.primitives import (
     LOG2_E,
     dot_rows,
@@ -45,7 +45,7 @@ def _attn_bwd_dq_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr, TAIL_N: tl.constexpr,
     SELECTOR: tl.constexpr, HAS_DELTA: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (batch * num_heads * num_lanes,). The lanes of a head share its blocks of queries.
 
@@ -57,8 +57,8 @@ def _attn_bwd_dq_kernel(
     batch = (batch_head // num_heads).to(tl.int64)
     head = (batch_head % num_heads).to(tl.int64)
 
-    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head)
-    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head)
+    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head, STRIDE_UNIT)
+    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head, STRIDE_UNIT)
     if SELECTOR != "none":
         # One coin for all rows of a program: it moves the pointers, and the other pair is never read.
         reads_source = tl.load(use_source_ptr + batch)
@@ -69,17 +69,17 @@ def _attn_bwd_dq_kernel(
             if reads_source == 0:
                 return
         else:
-            source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head)
-            source_v_ptr = head_base(source_v_ptr, stride_svb, stride_svh, batch, head)
+            source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head, STRIDE_UNIT)
+            source_v_ptr = head_base(source_v_ptr, stride_svb, stride_svh, batch, head, STRIDE_UNIT)
             k_ptr, stride_kn, v_ptr, stride_vn, len_kv = where_each(
                 reads_source,
                 (source_k_ptr, stride_skn, source_v_ptr, stride_svn, len_source_kv),
                 (k_ptr, stride_kn, v_ptr, stride_vn, len_kv),
             )
-    grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head)
-    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head)
-    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
-    dq_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head)
+    grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head, STRIDE_UNIT)
+    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head, STRIDE_UNIT)
+    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head, STRIDE_UNIT)
+    dq_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head, STRIDE_UNIT)
     lse_ptr += batch_head.to(tl.int64) * len_q
     if HAS_DELTA:
         delta_ptr += batch_head.to(tl.int64) * len_q
@@ -164,7 +164,7 @@ def _attn_bwd_dkdv_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     TAIL_M: tl.constexpr,
     HAS_SELECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (batch * num_heads * cdiv(len_kv, BLOCK_N),)."""
     num_blocks = tl.cdiv(len_kv, BLOCK_N)
@@ -173,8 +173,8 @@ def _attn_bwd_dkdv_kernel(
     batch = (batch_head // num_heads).to(tl.int64)
     head = (batch_head % num_heads).to(tl.int64)
 
-    dk_ptr = head_base(dk_ptr, stride_dkb, stride_dkh, batch, head)
-    dv_ptr = head_base(dv_ptr, stride_dvb, stride_dvh, batch, head)
+    dk_ptr = head_base(dk_ptr, stride_dkb, stride_dkh, batch, head, STRIDE_UNIT)
+    dv_ptr = head_base(dv_ptr, stride_dvb, stride_dvh, batch, head, STRIDE_UNIT)
     # [BLOCK_N, BLOCK_D]
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -186,12 +186,12 @@ def _attn_bwd_dkdv_kernel(
             return
 
     # Rows outside are not masked below: they reach only rows of dk and dv that are not stored.
-    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head)
+    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head, STRIDE_UNIT)
     k = load_rows(k_ptr, stride_kn, first_row, len_kv, BLOCK_N, HEAD_DIM, BLOCK_D, True)
-    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head)
+    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head, STRIDE_UNIT)
     v = load_rows(v_ptr, stride_vn, first_row, len_kv, BLOCK_N, HEAD_DIM, BLOCK_D, True)
-    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
-    grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head)
+    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head, STRIDE_UNIT)
+    grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head, STRIDE_UNIT)
     lse_ptr += batch_head.to(tl.int64) * len_q
     delta_ptr += batch_head.to(tl.int64) * len_q
 
@@ -301,6 +301,7 @@ def launch_backward(
     shared = {
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
+        "STRIDE_UNIT": stride_unit(grad, q, k, v, source_k, source_v, out, dq, dk, dv),
         "PRECISION": dot_precision(q),
     }
 

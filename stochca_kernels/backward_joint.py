@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochca_kernels.launch import launch_largest
+from stochca_kernels.launch import launch_largest, stride_unit
 from stochca_kernels.primitives import (
     LOG2_E,
     append,
@@ -42,14 +42,14 @@ def _attn_bwd_joint_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
     HAS_SELECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (batch * num_heads,)."""
     batch = (tl.program_id(0) // num_heads).to(tl.int64)
     head = (tl.program_id(0) % num_heads).to(tl.int64)
 
-    dk_ptr = head_base(dk_ptr, stride_dkb, stride_dkh, batch, head)
-    dv_ptr = head_base(dv_ptr, stride_dvb, stride_dvh, batch, head)
+    dk_ptr = head_base(dk_ptr, stride_dkb, stride_dkh, batch, head, STRIDE_UNIT)
+    dv_ptr = head_base(dv_ptr, stride_dvb, stride_dvh, batch, head, STRIDE_UNIT)
     dk = _zero_parts(PARTS, BLOCK_D)
     dv = _zero_parts(PARTS, BLOCK_D)
     if HAS_SELECTOR:  # noqa: SIM102, the outer one is decided at compile time
@@ -59,14 +59,14 @@ def _attn_bwd_joint_kernel(
             _store_parts(dv_ptr, stride_dvn, len_kv, dv, 1.0, HEAD_DIM, BLOCK_D)
             return
 
-    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head)
+    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head, STRIDE_UNIT)
     keys = load_parts(k_ptr, stride_kn, len_kv, PARTS, HEAD_DIM, BLOCK_D)
-    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head)
+    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head, STRIDE_UNIT)
     values = load_parts(v_ptr, stride_vn, len_kv, PARTS, HEAD_DIM, BLOCK_D)
-    grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head)
-    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head)
-    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
-    dq_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head)
+    grad_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head, STRIDE_UNIT)
+    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head, STRIDE_UNIT)
+    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head, STRIDE_UNIT)
+    dq_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head, STRIDE_UNIT)
     lse_ptr += tl.program_id(0).to(tl.int64) * len_q
 
     # What does not change would fill registers that the sums need: it is computed again instead.
@@ -188,6 +188,7 @@ def launch_joint_backward(
             HEAD_DIM=head_dim, BLOCK_M=tiles.block_m, BLOCK_D=triton.next_power_of_2(head_dim),
             PARTS=TilePlan(len_kv, smallest_part=tiles.smallest_part).parts,
             HAS_SELECTOR=use_source is not None,
+            STRIDE_UNIT=stride_unit(grad, q, k, v, out, dq, dk, dv),
             PRECISION=dot_precision(q),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochca_kernels.launch import empty_token_major, launch_largest
+from stochca_kernels.launch import empty_token_major, launch_largest, stride_unit
 from stochca_kernels.primitives import head_base, load_parts, where_each
 from stochca_kernels.softmax import attend_resident, attend_streamed
 from stochca_kernels.tiles import TilePlan, Tiles, cdiv, choose_tiles, dot_precision, query_lanes, tail_size
@@ -31,7 +31,7 @@ def _attn_fwd_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr, TAIL_N: tl.constexpr, WHOLE_ROW: tl.constexpr,
     SELECTOR: tl.constexpr, HAS_SOURCE_Q: tl.constexpr, HAS_SOURCE_KV: tl.constexpr, HAS_LSE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (batch * num_heads * num_lanes,). The lanes of a head share its blocks of queries."""
     # The lanes of one head are neighbours: they read the same keys and values from the cache.
@@ -60,15 +60,15 @@ def _attn_fwd_kernel(
             num_lanes = tl.where(reads_source, num_lanes, num_lanes // 2)
             reads_source = reads_source | is_source_lane
             end_row = tl.where(reads_source, end_row, len_q)
-        source_q_ptr = head_base(source_q_ptr, stride_sqb, stride_sqh, batch, head)
-        source_out_ptr = head_base(source_out_ptr, stride_sob, stride_soh, batch, head)
-    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
-    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head)
-    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head)
-    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head)
+        source_q_ptr = head_base(source_q_ptr, stride_sqb, stride_sqh, batch, head, STRIDE_UNIT)
+        source_out_ptr = head_base(source_out_ptr, stride_sob, stride_soh, batch, head, STRIDE_UNIT)
+    q_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head, STRIDE_UNIT)
+    out_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head, STRIDE_UNIT)
+    k_ptr = head_base(k_ptr, stride_kb, stride_kh, batch, head, STRIDE_UNIT)
+    v_ptr = head_base(v_ptr, stride_vb, stride_vh, batch, head, STRIDE_UNIT)
     if HAS_SOURCE_KV:
-        source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head)
-        source_v_ptr = head_base(source_v_ptr, stride_svb, stride_svh, batch, head)
+        source_k_ptr = head_base(source_k_ptr, stride_skb, stride_skh, batch, head, STRIDE_UNIT)
+        source_v_ptr = head_base(source_v_ptr, stride_svb, stride_svh, batch, head, STRIDE_UNIT)
         k_ptr, stride_kn, v_ptr, stride_vn, len_kv = where_each(
             reads_source,
             (source_k_ptr, stride_skn, source_v_ptr, stride_svn, len_source_kv),
@@ -191,6 +191,7 @@ def launch_forward(
             WHOLE_ROW=tiles.whole_row,
             SELECTOR=selector, HAS_SOURCE_Q=has_source_q, HAS_SOURCE_KV=has_source_kv,
             HAS_LSE=lse.numel() > 0,
+            STRIDE_UNIT=stride_unit(q, k, v, source_q, source_k, source_v, out, source_out),
             PRECISION=dot_precision(q),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip

@@ -45,6 +45,18 @@ def empty_token_major(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty((batch, length, heads, head_dim)).transpose(1, 2)
 
 
+def stride_unit(*tensors: Tensor) -> int:
+    """What the strides of samples and heads are multiples of: 8 elements where that must be said, else 1.
+
+    Of an argument Triton asks only whether 16 divides it. Heads of 72 or 88 start at multiples of 16 bytes,
+    but it would load them element by element.
+    """
+    if tensors[0].shape[-1] % 16 == 0:
+        return 1
+    strides = (stride for t in tensors if t.numel() > 0 for stride in t.stride()[:2])
+    return 8 if all(stride % 8 == 0 for stride in strides) else 1
+
+
 def on_device_of(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Make the GPU the current one: Triton launches there."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -52,9 +52,12 @@ def store_rows(
 
 
 @triton.jit
-def head_base(ptr, stride_batch, stride_head, batch, head):
-    """Where one head starts. `batch` and `head` are int64: tensors may exceed 2^31 elements."""
-    return ptr + batch * stride_batch + head * stride_head
+def head_base(ptr, stride_batch, stride_head, batch, head, STRIDE_UNIT: tl.constexpr = 1):
+    """Where one head starts. `batch` and `head` are int64: tensors may exceed 2^31 elements.
+
+    Both strides are multiples of `STRIDE_UNIT`, which the division tells the compiler (`launch.stride_unit`).
+    """
+    return ptr + (batch * stride_batch + head * stride_head) // STRIDE_UNIT * STRIDE_UNIT
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stochca_kernels.backward import empty_backward, launch_backward
 from stochca_kernels.forward import empty_forward, launch_forward
-from stochca_kernels.launch import launch_largest
+from stochca_kernels.launch import launch_largest, stride_unit
 from stochca_kernels.primitives import append, head_base, load_rows, store_rows, where_each, zeros
 from stochca_kernels.projection import Projection, unpack
 from stochca_kernels.softmax import attend_resident, attend_streamed, dq_resident, dq_streamed
@@ -169,7 +169,7 @@ def _projected_fwd_kernel(
     PARTS: tl.constexpr, TAIL_N: tl.constexpr, WHOLE_ROW: tl.constexpr,
     HAS_SELECTOR: tl.constexpr, SOURCE_Q: tl.constexpr,
     HAS_RSTD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_Q_BIAS: tl.constexpr, HAS_LSE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (batch * num_heads,), or fewer programs with a slot of scratch memory each, which take turns."""
     scratch_ptr += tl.program_id(0).to(tl.int64) * 2 * len_source * HEAD_DIM
@@ -196,10 +196,10 @@ def _projected_fwd_kernel(
                 scratch_ptr, sample, weights, stride_w, len_source, channels,
                 PARTS, BLOCK_N, HEAD_DIM, BLOCK_D, BLOCK_C, MASK_C, HAS_RSTD, PRECISION,
             )  # fmt: skip
-            q_rows = head_base(q_ptr, stride_qb, stride_qh, batch, head)
-            out_rows = head_base(out_ptr, stride_ob, stride_oh, batch, head)
-            source_q_rows = head_base(source_q_ptr, stride_sqb, stride_sqh, batch, head)
-            source_out_rows = head_base(source_out_ptr, stride_sob, stride_soh, batch, head)
+            q_rows = head_base(q_ptr, stride_qb, stride_qh, batch, head, STRIDE_UNIT)
+            out_rows = head_base(out_ptr, stride_ob, stride_oh, batch, head, STRIDE_UNIT)
+            source_q_rows = head_base(source_q_ptr, stride_sqb, stride_sqh, batch, head, STRIDE_UNIT)
+            source_out_rows = head_base(source_out_ptr, stride_sob, stride_soh, batch, head, STRIDE_UNIT)
             # One loop for both models' queries, so that keys and values are kept in one place.
             for block in tl.range(0, last_block, num_stages=1, disable_licm=True):
                 rows_ptr, stride_rows, rows_out_ptr, stride_out, first_row, len_rows = where_each(
@@ -268,7 +268,7 @@ def _projected_dq_kernel(
     BLOCK_C: tl.constexpr, MASK_C: tl.constexpr,
     PARTS: tl.constexpr, TAIL_N: tl.constexpr,
     HAS_SELECTOR: tl.constexpr, HAS_RSTD: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (batch * num_heads,), or fewer programs with a slot of scratch memory each, which take turns."""
     scratch_ptr += tl.program_id(0).to(tl.int64) * 2 * len_source * HEAD_DIM
@@ -292,10 +292,10 @@ def _projected_dq_kernel(
                 scratch_ptr, sample, weights, stride_w, len_source, channels,
                 PARTS, BLOCK_N, HEAD_DIM, BLOCK_D, BLOCK_C, MASK_C, HAS_RSTD, PRECISION,
             )  # fmt: skip
-            grad_rows_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head)
-            out_rows_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head)
-            q_rows_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head)
-            dq_rows_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head)
+            grad_rows_ptr = head_base(grad_ptr, stride_gb, stride_gh, batch, head, STRIDE_UNIT)
+            out_rows_ptr = head_base(out_ptr, stride_ob, stride_oh, batch, head, STRIDE_UNIT)
+            q_rows_ptr = head_base(q_ptr, stride_qb, stride_qh, batch, head, STRIDE_UNIT)
+            dq_rows_ptr = head_base(dq_ptr, stride_dqb, stride_dqh, batch, head, STRIDE_UNIT)
             for block in tl.range(0, tl.cdiv(len_q, BLOCK_M), num_stages=1, disable_licm=True):
                 first_row = block * BLOCK_M
                 # [BLOCK_M, BLOCK_D]
@@ -472,6 +472,7 @@ def launch_projected_forward(
             WHOLE_ROW=tiles.whole_row,
             HAS_SELECTOR=use_source is not None, SOURCE_Q=kind,
             HAS_Q_BIAS=own.bias is not None, HAS_LSE=lse.numel() > 0,
+            STRIDE_UNIT=stride_unit(q, source_rows, out, source_out),
             **_constants(tiles, source, head_dim),
         )  # fmt: skip
 
@@ -525,6 +526,7 @@ def launch_projected_dq(
             scale,
             BLOCK_M=tiles.block_m,
             HAS_SELECTOR=use_source is not None,
+            STRIDE_UNIT=stride_unit(grad, q, out, dq),
             **_constants(tiles, source, head_dim),
         )  # fmt: skip
 
