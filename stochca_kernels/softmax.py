@@ -98,7 +98,8 @@ def dq_resident(q, grad, lse, delta, keys, values, len_kv, scale, PRECISION: tl.
 @triton.jit
 def _empty_state(ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    row_max = tl.full([ROWS], float("-inf"), tl.float32)
+    # The lowest float32, not -inf: scores of -inf may fill a tile, and their difference would be NaN.
+    row_max = tl.full([ROWS], -3.4028234663852886e38, tl.float32)
     row_sum = tl.zeros([ROWS], tl.float32)
     return acc, row_max, row_sum
 
