@@ -65,7 +65,8 @@ class Program(NamedTuple):
     def name(self) -> str:
         """Kernel, GPU, arithmetic, tiles, and the shape that asked."""
         row = f"{self.row.block_m}x{self.row.block_n}" if self.row.block_n else f"{self.row.block_m}xall"
-        return f"{self.kernel}-{self.gpu}-{self.arithmetic}-{row}-{self.shape}"
+        streams = "-streamed" if self.constants.get("STREAMS") else ""
+        return f"{self.kernel}-{self.gpu}-{self.arithmetic}-{row}-{self.shape}{streams}"
 
 
 def requested(gpu: str, arithmetic: str, shape: str, call: Callable[[], None]) -> list[Program]:

@@ -236,16 +236,23 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         ),
         (),
     ),
-    # Tokens: columns are for up to 768 channels, and for more. One stage: nothing stays on chip.
-    ("tokens_fwd", "sm_80", "half"): ((Tiles(16, 32, 4, 3, "compiled"),), (Tiles(16, 16, 8, 3, "compiled"),)),
-    ("tokens_fwd", "sm_90", "half"): ((Tiles(16, 64, 8, 3, "compiled"),), (Tiles(16, 32, 8, 3, "compiled"),)),
+    # Tokens: columns are for up to 768 channels, and for more. One stage: nothing stays on chip, which fits
+    # whatever the number of channels.
+    ("tokens_fwd", "sm_80", "half"): (
+        (Tiles(16, 32, 4, 3, "compiled"),),
+        (Tiles(16, 16, 8, 3, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
+    ),
+    ("tokens_fwd", "sm_90", "half"): (
+        (Tiles(16, 64, 8, 3, "compiled"),),
+        (Tiles(16, 32, 8, 3, "compiled"), Tiles(16, 16, 8, 3, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
+    ),
     ("tokens_fwd", "sm_100", "half"): (
         (Tiles(16, 64, 8, 3, "compiled"),),
-        (Tiles(16, 32, 8, 3, "compiled"),),
+        (Tiles(16, 32, 8, 3, "compiled"), Tiles(16, 16, 8, 3, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
     ),
     ("tokens_fwd", "sm_120", "half"): (
         (Tiles(16, 16, 8, 3, "compiled"),),
-        (Tiles(16, 16, 8, 2, "compiled"),),
+        (Tiles(16, 16, 8, 2, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
     ),
     ("tokens_fwd", "gfx942", "half"): (
         (Tiles(16, 16, 8, 1, "compiled"),),
@@ -255,11 +262,17 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         (Tiles(16, 16, 8, 1, "compiled"),),
         (Tiles(16, 16, 8, 1, "compiled"),),
     ),
-    ("tokens_bwd", "sm_80", "half"): ((Tiles(16, 32, 8, 3, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
-    ("tokens_bwd", "sm_90", "half"): ((Tiles(16, 32, 8, 3, "compiled"),), (Tiles(16, 16, 8, 3, "compiled"),)),
+    ("tokens_bwd", "sm_80", "half"): (
+        (Tiles(16, 32, 8, 3, "compiled"),),
+        (Tiles(16, 16, 8, 2, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
+    ),
+    ("tokens_bwd", "sm_90", "half"): (
+        (Tiles(16, 32, 8, 3, "compiled"),),
+        (Tiles(16, 16, 8, 3, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
+    ),
     ("tokens_bwd", "sm_100", "half"): (
         (Tiles(16, 32, 8, 3, "compiled"),),
-        (Tiles(16, 16, 8, 3, "compiled"),),
+        (Tiles(16, 16, 8, 3, "compiled"), Tiles(16, 16, 8, 1, "compiled")),
     ),
     ("tokens_bwd", "sm_120", "half"): (
         (Tiles(16, 16, 4, 2, "compiled"),),
@@ -274,6 +287,9 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
         (Tiles(16, 16, 8, 1, "compiled"),),
     ),
 }
+
+# Most programs that share the tokens of a sample.
+MAX_SPLITS = 32
 
 # Parts without shared memory limits of their own use the rows of one with the same matrix unit.
 _LIKE = {"sm_89": "sm_120"}
@@ -330,7 +346,7 @@ def channel_chunks(channels: int, largest: int = 256) -> tuple[int, ...]:
 
 def token_splits(programs: int, tokens: int, device: torch.device) -> int:
     """How many programs share the tokens of a sample: enough to fill the GPU, each with 64 tokens or more."""
-    return max(1, min(-(-tokens // 64), _multiprocessors(device) // max(1, programs), 32))
+    return max(1, min(-(-tokens // 64), _multiprocessors(device) // max(1, programs), MAX_SPLITS))
 
 
 def query_lanes(heads: int, blocks: int, device: torch.device) -> int:

