@@ -142,6 +142,8 @@ def _attention_triton(
         raise ValueError(f'impl="triton" needs tensors on a GPU, or TRITON_INTERPRET=1; q is on {q.device}')
     if q.dtype not in _TRITON_DTYPES:
         raise ValueError(f'impl="triton" needs float16, bfloat16 or float32, got {q.dtype}')
+    if isinstance(use_source, Tensor):
+        use_source = use_source.contiguous()  # the kernels read it as an array
     from stochca_kernels.autograd import attention_projected, attention_triton
     from stochca_kernels.few_rows import attention_tokens
 

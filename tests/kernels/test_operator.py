@@ -131,6 +131,20 @@ def test_projections_give_what_their_pairs_give(impl, bias, len_q, coin):
 
 @impls
 @pytest.mark.parametrize("len_q", [1, 26], ids=["few", "full"])
+def test_coins_may_have_any_stride(impl, len_q):
+    # A column of the coins of all samples and blocks, and one coin for all
+    columns = torch.tensor([[True, False], [False, True], [True, True]], device=DEVICE)
+    own, source = projection(3, 19), projection(3, 33, seed=1)
+    x = make_inputs(3, 2, len_q, 19, 33, 24, device=DEVICE)
+    for sides in ((own, source), (x.kv, x.source_kv)):
+        for coins in (*columns.unbind(1), columns[0, 0].expand(3)):
+            actual = stochca_attention(x.q, *sides, coins, impl=impl)
+            expected = attention_reference(x.q, *sides, coins.clone(), None, 24**-0.5)[0]
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@impls
+@pytest.mark.parametrize("len_q", [1, 26], ids=["few", "full"])
 def test_tokens_of_the_two_models_may_differ_in_width(impl, len_q):
     own, source = projection(3, 19), projection(3, 33, seed=1)
     source = source._replace(x=source.x[..., :40], weight=source.weight[:, :40])
