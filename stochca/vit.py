@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from stochca.attention import StochCAAttention
-from stochca_kernels.checks import HEAD_DIMS
+from stochca_kernels.checks import is_head_size
 
 TimmViT: TypeAlias = VisionTransformer | NaFlexVit
 
@@ -50,7 +50,7 @@ def check_drivable(model: nn.Module) -> None:
             raise TypeError(
                 f"{name}: the qkv of block {i} is a {type(attn.qkv).__name__}, not a plain Linear"
             )
-        if attn.head_dim not in HEAD_DIMS:
+        if not is_head_size(attn.head_dim):
             raise ValueError(f"{name}: the head size must be 16 to 128 in steps of 8, got {attn.head_dim}")
 
 

@@ -5,7 +5,10 @@ from torch import Tensor
 
 from stochca_kernels.projection import KV, Projection
 
-HEAD_DIMS = range(16, 129, 8)
+
+def is_head_size(size: int) -> bool:
+    """Whether the kernels take heads of this size. A compiler may not know it, so no `in range(...)`."""
+    return 16 <= size <= 128 and size % 8 == 0
 
 
 def _name(value: object) -> str:
@@ -45,7 +48,7 @@ def check_inputs(
         raise ValueError("q must have at least one head, got none")
     if not q.is_floating_point():
         raise ValueError(f"q must be floating point, got {q.dtype}")
-    if q.shape[3] not in HEAD_DIMS:
+    if not is_head_size(q.shape[3]):
         raise ValueError(f"the head size must be 16 to 128 in steps of 8, got {q.shape[3]}")
     _check_tensor("q", q, q, (None, None, None, None))
     if use_source is not True and kv is None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from stochca_kernels.checks import HEAD_DIMS
+from stochca_kernels.checks import is_head_size
 from stochca_kernels.tiles import gpu_of, plans
 
 Impl = Literal["auto", "triton", "sdpa", "reference"]
@@ -86,7 +86,7 @@ def select_impl(
         return "sdpa", f"the Triton kernels need compute capability 8.0, {device} has {capability}"
     if dtype not in (torch.float16, torch.bfloat16):
         return "sdpa", f"the Triton kernels are selected for 16-bit inputs alone, the dtype is {dtype}"
-    if head_dim not in HEAD_DIMS:
+    if not is_head_size(head_dim):
         return "sdpa", f"the Triton kernels take head sizes 16 to 128 in steps of 8, got {head_dim}"
     choice, origin = winner("few rows" if few_rows else "attention", _gpu_of(device), length)
     reason = f"{choice} is {origin} to be the fastest on {device}, compute capability {capability}"

@@ -313,6 +313,21 @@ def test_compiles_as_one_graph_once_for_all_batch_sizes():
     assert counter.frame_count == 2
 
 
+@pytest.mark.usefixtures("unpoisoned")
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
+def test_compiles_with_every_size_unknown():
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
+    def compiled(q, kv, source_kv, coins):
+        return stochca_attention(q, kv, source_kv, coins, impl="triton")
+
+    for batch, length, head_dim in ((2, 20, 16), (3, 33, 24)):
+        x = make_inputs(batch, 2, length, length, 25, head_dim, device=DEVICE)
+        arguments = x.q.detach().requires_grad_(), x.kv, x.source_kv, coins_of(batch)
+        actual = compiled(*arguments)
+        torch.testing.assert_close(actual, stochca_attention(*arguments, impl="reference"))
+        actual.sum().backward()
+
+
 def test_double_backward_is_refused():
     q, k, v, *_ = arguments()
     q.requires_grad_()
