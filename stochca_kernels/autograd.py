@@ -156,6 +156,9 @@ def refuse_second_derivative() -> None:
 
 
 def refuse_functorch() -> None:
-    """Raise under a transform of `torch.func`."""
+    """Raise under a transform of `torch.func`, and under forward-mode differentiation."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError('impl="triton" has no torch.func transforms (vmap, grad, jvp): use impl="sdpa"')
+    # Without a gradient to give, the operator would silently take tangents for zero.
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError('impl="triton" has no forward-mode differentiation: use impl="reference"')

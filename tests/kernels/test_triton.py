@@ -344,3 +344,12 @@ def test_functorch_is_refused():
         )
     with pytest.raises(RuntimeError, match=r"torch\.func"):
         torch.func.grad(lambda q: stochca_attention(q, (k, v), None, False, impl="triton").sum())(q)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # what torch imports for it
+def test_forward_mode_differentiation_is_refused():
+    q, k, v, *_ = arguments()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(RuntimeError, match="no forward-mode differentiation"):
+            stochca_attention(dual, (k, v), None, False, impl="triton")
