@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "lse_of_the_source_stored",
         FORWARD,
-        "rows = i * BLOCK_M + tl.arange(0, BLOCK_M)",
-        "rows = first_row + tl.arange(0, BLOCK_M)",
+        "+ rows, lse, mask=rows < len_q)",
+        "+ rows, lse, mask=rows < end_row)",
         TRITON,
     ),
     Mutant(
@@ -479,8 +479,8 @@ MUTANTS = [
     Mutant(
         "few_rows_take_the_long_way",
         "stochca_kernels/attention.py",
-        "    if _few_rows(q, kv, source_kv, use_source, source_q) and",
-        "    if False and",
+        "use_source, source_q) and len(widths) == 1",
+        "use_source, source_q) and False",
         TEST_DISPATCH,
     ),
     Mutant(

@@ -39,61 +39,10 @@ def reports(tmp_path_factory):
     return json.loads(output.read_text())["programs"]
 
 
-# What the table is not recorded for: heads that 16 does not divide, more channels, and a key for each launch.
-ASIDE = """
-import json
-from unittest import mock
-import torch
-from triton._C.libtriton import native_specialize_impl
-from triton.backends.nvidia.compiler import CUDABackend
-from bench import programs
-from stochca_kernels import tiles, tokens
-
-def reports(found):
-    return [programs.compile_program(program) for program in found]
-
-def key(program):
-    kernel = getattr(tokens, f"_{program.kernel}_kernel")
-    values = {**dict(zip(kernel.arg_names, program.arguments)), **program.constants}
-    def of(p):
-        asked = p.is_const, not p.do_not_specialize, not p.do_not_specialize_on_alignment
-        value = values[p.name]
-        return value if p.is_constexpr else native_specialize_impl(CUDABackend, value, *asked)
-
-    return str([of(p) for p in kernel.params])
-
-def launched(batch):
-    def empty(*shape, dtype=torch.bfloat16):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    x, queries, lse = empty(batch, 785, 192), empty(batch, 3, 192), empty(batch, 3, dtype=torch.float32)
-    def call():
-        tokens.tokens_forward(queries, x, None, None, None, None, 0.125)
-        tokens.tokens_backward(queries, queries, x, None, None, None, None, queries, lse, 0.125, True)
-
-    with mock.patch.object(tiles, "_multiprocessors", return_value=132):
-        return [(program.kernel, key(program)) for program in programs.requested("sm_90", "bf16", "", call)]
-
-heads = [
-    program for name, call in programs.calls(torch.bfloat16, 197, 72) if name in ("self", "cross")
-    for program in programs.requested("sm_90", "bf16", name, call)
-]
-widths = {
-    channels: reports(
-        program for name, call in programs.token_calls(torch.bfloat16, 257, channels)
-        for program in programs.requested("sm_90", "bf16", name, call)
-    )
-    for channels in (1536, 2048)
-}
-batches = [launched(batch) for batch in (1, 2, 7, 16, 32, 64, 128)]
-print(json.dumps({"heads": reports(heads), "widths": widths, "launched": batches}))
-"""
-
-
 @pytest.fixture(scope="module")
 def aside():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", ASIDE]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.more_programs"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
