@@ -567,6 +567,34 @@ MUTANTS = [
         ".view(2, heads, 1, head_dim)[0]",
         (*TEST_TOKENS, "-k", "key_bias or eager_torch"),
     ),
+    Mutant(
+        "coins_of_another_stride",
+        "stochca_kernels/attention.py",
+        "use_source = use_source.contiguous()",
+        "use_source = use_source",
+        (*OPERATOR[:2], "any_stride"),
+    ),
+    Mutant(
+        "factors_of_another_stride",
+        PROJECTED,
+        "source._replace(rstd=source.rstd.contiguous())",
+        "source",
+        (*TEST_PROJECTED, "-k", "lie_anywhere"),
+    ),
+    Mutant(
+        "tokens_of_two_widths",
+        "stochca_kernels/attention.py",
+        "and len(widths) == 1",
+        "and len(widths) <= 2",
+        (*OPERATOR[:2], "differ_in_width"),
+    ),
+    Mutant(
+        "running_maximum_from_minus_infinity",
+        SOFTMAX,
+        "-3.4028234663852886e38",
+        'float("-inf")',
+        (*TRITON, "-k", "minus_infinity"),
+    ),
 ]
 
 
