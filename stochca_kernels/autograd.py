@@ -129,6 +129,8 @@ class _ProjectedAttention(torch.autograd.Function):
         out, lse, source_out = torch.ops.stochca.projected_attention_forward(
             *own, *source, source_q, q_weight, q_bias, scale, True
         )
+        if use_source is None and (is_packed or k is not None):  # only the source's queries read it
+            source = (None,) * 5
         ctx.save_for_backward(q, k, v, *source, out, lse)
         ctx.scale, ctx.is_packed = scale, is_packed
         ctx.mark_non_differentiable(source_out)
@@ -137,14 +139,21 @@ class _ProjectedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         refuse_second_derivative()
-        q, k, v, *rest = ctx.saved_tensors
+        ops = torch.ops.stochca
+        q, k, v, x, *rest = ctx.saved_tensors
         if ctx.is_packed:
-            dqkv = torch.ops.stochca.packed_projected_attention_backward(grad, q, *rest, ctx.scale)
+            if x is None:
+                dqkv = ops.packed_attention_backward(grad, q, None, None, None, *rest[-2:], ctx.scale)
+            else:
+                dqkv = ops.packed_projected_attention_backward(grad, q, x, *rest, ctx.scale)
             return dqkv, *(None,) * 12
         needs_dkdv = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        dq, dk, dv = torch.ops.stochca.projected_attention_backward(
-            grad, q, k, v, *rest, ctx.scale, needs_dkdv
-        )
+        if x is None:
+            dq, dk, dv = ops.attention_backward(
+                grad, q, k, v, None, None, None, *rest[-2:], ctx.scale, needs_dkdv
+            )
+        else:
+            dq, dk, dv = ops.projected_attention_backward(grad, q, k, v, x, *rest, ctx.scale, needs_dkdv)
         return dq, dk if needs_dkdv else None, dv if needs_dkdv else None, *(None,) * 10
 
 

@@ -358,9 +358,9 @@ def launch_backward(
         )  # fmt: skip
 
     rows = choose_tiles("dq", q, len_kv, source_k.shape[2])
-    launch_largest(_attn_bwd_dq_kernel, q.device, rows, launch_dq)
+    launch_largest(_attn_bwd_dq_kernel, q, rows, launch_dq)
     if needs_dkdv:
-        launch_largest(_attn_bwd_dkdv_kernel, q.device, choose_tiles("dkdv", q, len_q), launch_dkdv)
+        launch_largest(_attn_bwd_dkdv_kernel, q, choose_tiles("dkdv", q, len_q), launch_dkdv)
 
 
 def empty_backward(q: Tensor, k: Tensor, needs_dkdv: bool) -> tuple[Tensor, Tensor, Tensor]:

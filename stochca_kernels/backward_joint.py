@@ -193,7 +193,7 @@ def launch_joint_backward(
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
-    launch_largest(_attn_bwd_joint_kernel, q.device, rows, launch)
+    launch_largest(_attn_bwd_joint_kernel, q, rows, launch)
 
 
 def has_joint_backward(q: Tensor, len_kv: int) -> bool:

@@ -46,8 +46,8 @@ def check_inputs(
     """Check everything that the implementations rely on."""
     if q.shape[1] < 1:
         raise ValueError("q must have at least one head, got none")
-    if not q.is_floating_point():
-        raise ValueError(f"q must be floating point, got {q.dtype}")
+    if q.dtype not in DTYPES:
+        raise ValueError(f"q must be one of {', '.join(map(str, DTYPES))}, got {q.dtype}")
     if not is_head_size(q.shape[3]):
         raise ValueError(f"the head size must be 16 to 128 in steps of 8, got {q.shape[3]}")
     _check_tensor("q", q, q, (None, None, None, None))

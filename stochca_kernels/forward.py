@@ -196,7 +196,7 @@ def launch_forward(
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
-    launch_largest(_attn_fwd_kernel, q.device, choose_tiles("fwd", q, k.shape[2], source_k.shape[2]), launch)
+    launch_largest(_attn_fwd_kernel, q, choose_tiles("fwd", q, k.shape[2], source_k.shape[2]), launch)
 
 
 def empty_forward(q: Tensor, len_source_q: int, needs_lse: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,10 +14,8 @@ from stochca_kernels.tiles import Tiles
 _TOO_LARGE: set[tuple[Any, ...]] = set()
 
 
-def launch_largest(
-    kernel: Any, device: torch.device, rows: Sequence[Tiles], launch: Callable[[Tiles], None]
-) -> None:
-    """Call `launch` with the first of `rows` whose program fits the GPU.
+def launch_largest(kernel: Any, q: Tensor, rows: Sequence[Tiles], launch: Callable[[Tiles], None]) -> None:
+    """Call `launch` with the first of `rows` whose program fits the GPU of `q`.
 
     Raises:
         ValueError: There is no row: the table has no tiles for this GPU and dtype.
@@ -25,18 +23,19 @@ def launch_largest(
     """
     if not rows:
         raise ValueError(
-            f'impl="triton" has no tiles of {kernel} for this dtype on {device}: use impl="sdpa"'
+            f'impl="triton" has no tiles of {kernel} for {q.dtype} on {q.device}: use impl="sdpa"'
         )
     for tiles in rows:
-        if (kernel, device, tiles) in _TOO_LARGE and tiles is not rows[-1]:
+        program = (kernel, q.device, q.dtype, q.shape[-1], tiles)
+        if program in _TOO_LARGE and tiles is not rows[-1]:
             continue
         try:
-            with on_device_of(device):
+            with on_device_of(q.device):
                 return launch(tiles)
         except OutOfResources:
             if tiles is rows[-1]:
                 raise
-            _TOO_LARGE.add((kernel, device, tiles))
+            _TOO_LARGE.add(program)
 
 
 def empty_token_major(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -476,7 +476,7 @@ def launch_projected_forward(
             **_constants(tiles, source, head_dim),
         )  # fmt: skip
 
-    launch_largest(_projected_fwd_kernel, q.device, choose_tiles("projected_fwd", q, x.shape[1]), launch)
+    launch_largest(_projected_fwd_kernel, q, choose_tiles("projected_fwd", q, x.shape[1]), launch)
 
 
 def launch_projected_dq(
@@ -530,7 +530,7 @@ def launch_projected_dq(
             **_constants(tiles, source, head_dim),
         )  # fmt: skip
 
-    launch_largest(_projected_dq_kernel, q.device, choose_tiles("projected_dq", q, x.shape[1]), launch)
+    launch_largest(_projected_dq_kernel, q, choose_tiles("projected_dq", q, x.shape[1]), launch)
 
 
 def _contiguous_factor(source: Projection) -> Projection:

@@ -148,7 +148,7 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
     ("dkdv", "sm_90", "half"): ((Tiles(64, 64, 4, 2, "compiled"),), (Tiles(64, 64, 8, 2, "compiled"),)),
     ("dkdv", "sm_100", "half"): ((Tiles(64, 64, 4, 2, "compiled"),), (Tiles(64, 64, 4, 2, "compiled"),)),
     ("dkdv", "sm_120", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 32, 8, 2, "compiled"),)),
-    ("dkdv", "gfx942", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 64, 4, 2, "compiled"),)),
+    ("dkdv", "gfx942", "half"): ((Tiles(32, 64, 4, 2, "compiled"),), (Tiles(32, 32, 4, 2, "compiled"),)),
     ("dkdv", "nvidia", "tf32"): ((Tiles(16, 32, 4, 2, "compiled"),), (Tiles(16, 16, 8, 2, "compiled"),)),
     ("dkdv", "nvidia", "ieee"): ((Tiles(16, 16, 8, 1, "compiled"),), (Tiles(16, 8, 8, 1, "compiled"),)),
     ("dkdv", "gfx942", "ieee"): ((Tiles(16, 32, 4, 1, "compiled"),), (Tiles(16, 32, 4, 1, "compiled"),)),
@@ -158,10 +158,11 @@ _TABLE: dict[tuple[str, str, str], tuple[tuple[Tiles, ...], tuple[Tiles, ...]]] 
     ),
     ("projected_fwd", "sm_90", "half"): (
         (
-            Tiles(64, 0, 8, 2, "compiled", max_keys=272, block_c=64),
+            Tiles(64, 0, 8, 2, "compiled", max_keys=208, block_c=64),
+            Tiles(64, 0, 8, 2, "compiled", max_keys=272, block_c=32),
             Tiles(128, 128, 8, 2, "compiled", block_c=64),
         ),
-        (Tiles(64, 64, 4, 2, "compiled", block_c=64),),
+        (Tiles(64, 64, 8, 2, "compiled", block_c=64),),
     ),
     ("projected_fwd", "sm_100", "half"): (
         (
@@ -325,6 +326,9 @@ def plans(kernel: Kernel, gpu: str, arithmetic: str, head_dim: int, length: int)
     gpu = "nvidia" if arithmetic != "half" and gpu != "gfx942" else _LIKE.get(gpu, gpu)
     narrow, wide = _TABLE.get((kernel, gpu, arithmetic), ((), ()))
     rows = wide if head_dim > (768 if kernel.startswith("tokens") else 64) else narrow
+    if kernel.startswith("projected") and head_dim <= 32:
+        # A head is the rows of a projection on chip, where a matrix instruction takes 64: smaller ones spill.
+        rows = tuple(row for row in rows if row.block_n)
     return tuple(row for row in rows if row.max_keys is None or length <= row.max_keys)
 
 

@@ -514,7 +514,7 @@ def tokens_forward(
         if splits > 1:
             _sum_splits(parts, mixed, parts_lse, lse)
 
-    launch_largest(_tokens_fwd_kernel, x.device, choose_tiles("tokens_fwd", queries, length), launch)
+    launch_largest(_tokens_fwd_kernel, x, choose_tiles("tokens_fwd", queries, length), launch)
     return mixed, lse
 
 
@@ -590,7 +590,7 @@ def tokens_backward(
         if sum_dx is not dx:
             dx.copy_(sum_dx)
 
-    launch_largest(_tokens_bwd_kernel, x.device, choose_tiles("tokens_bwd", queries, length), launch)
+    launch_largest(_tokens_bwd_kernel, x, choose_tiles("tokens_bwd", queries, length), launch)
     return dqueries, dx
 
 

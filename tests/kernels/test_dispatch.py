@@ -95,6 +95,7 @@ def test_every_row_of_the_table_is_reached():
 def test_a_row_that_does_not_fit_gives_way_to_a_smaller_one(monkeypatch):
     monkeypatch.setattr(launch, "_TOO_LARGE", set())
     rows, tried = [Tiles(64, n, 4, 2, "test") for n in (0, 128, 32)], []
+    q = torch.zeros(1, 1, 1, 64, device=DEVICE)
 
     def run(tiles):
         tried.append(tiles.block_n)
@@ -102,12 +103,14 @@ def test_a_row_that_does_not_fit_gives_way_to_a_smaller_one(monkeypatch):
             raise OutOfResources(300_000, 232_448, "shared memory")
 
     for _ in range(2):
-        launch.launch_largest("kernel", torch.device(DEVICE), rows, run)
+        launch.launch_largest("kernel", q, rows, run)
     assert tried == [0, 128, 32, 32]  # what did not fit once is not tried again
+    launch.launch_largest("kernel", q[..., :32], rows, run)
+    assert tried[4:] == [0, 128, 32]  # but for another size it may fit
     with pytest.raises(OutOfResources, match="shared memory"):
-        launch.launch_largest("kernel", torch.device(DEVICE), rows[:1], run)
+        launch.launch_largest("kernel", q, rows[:1], run)
     with pytest.raises(ValueError, match=r'has no tiles of .* use impl="sdpa"'):
-        launch.launch_largest("kernel", torch.device(DEVICE), (), run)
+        launch.launch_largest("kernel", q, (), run)
 
 
 def test_lanes_fill_the_gpu_and_no_more(monkeypatch):

@@ -239,6 +239,18 @@ def test_keys_and_values_are_not_saved_for_the_backward():
     assert sorted(t.numel() for t in written) == sorted((q.numel(), q[..., 0].numel()))  # output, log-sum-exp
 
 
+def test_a_source_that_only_its_own_queries_read_is_not_saved():
+    case, saved = Case(), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(t.data_ptr()) or t.detach(), lambda t: t
+    ):
+        stochca_attention(
+            case.qkv.requires_grad_(), None, case.source, False, source_q=case.own_q, impl="triton"
+        )
+    assert case.source.x.data_ptr() not in saved
+    assert case.qkv.data_ptr() in saved
+
+
 def test_the_folded_norm_is_the_layer_norm():
     torch.manual_seed(0)
     norm, layer = torch.nn.LayerNorm(48).to(DEVICE), torch.nn.Linear(48, 128).to(DEVICE)
