@@ -5,6 +5,8 @@ from torch import Tensor
 
 from stochca_kernels.projection import KV, Projection
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def is_head_size(size: int) -> bool:
     """Whether the kernels take heads of this size. A compiler may not know it, so no `in range(...)`."""

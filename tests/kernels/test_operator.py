@@ -249,7 +249,7 @@ def bad_inputs():
             {"use_source": torch.zeros(3, dtype=torch.bool, device=meta)}, ValueError, "use_source must be"
         ),
         "q_rank": ({"q": torch.zeros(2, 21, 24)}, ValueError, r"q must have shape \(B, H, Nq, D\)"),
-        "q_integer": ({"q": torch.zeros(3, 2, 21, 24, dtype=torch.int32)}, ValueError, "floating point"),
+        "q_integer": ({"q": torch.zeros(3, 2, 21, 24, dtype=torch.int32)}, ValueError, "must be one of"),
         "head_size": ({"q": torch.zeros(3, 2, 21, 20)}, ValueError, "16 to 128 in steps of 8, got 20"),
         "head_size_large": ({"q": torch.zeros(3, 2, 21, 136)}, ValueError, "got 136"),
         "q_stride": ({"q": torch.zeros(3, 2, 24, 21).transpose(2, 3)}, ValueError, "unit last stride"),
