@@ -43,7 +43,7 @@ class Case:
         length=70,
         len_source=70,
         heads=2,
-        head_dim=32,
+        head_dim=40,
         channels=48,
         batch=3,
         dtype=torch.float32,
@@ -178,14 +178,25 @@ def test_packed_gradients_are_written_packed(coin, source_q):
         assert torch.equal(packed["dqkv"][:, :, i].transpose(1, 2), apart[name]), name
 
 
+def test_small_heads_and_long_rows_stream_and_others_stay_on_chip(monkeypatch):
+    cuts = []
+    constants = projected._constants
+    monkeypatch.setattr(
+        projected, "_constants", lambda *args: cuts.append(constants(*args)["PARTS"]) or constants(*args)
+    )
+    for options in ({"head_dim": 32}, {"head_dim": 40}, {"len_source": 273}):
+        Case(batch=1, **options).run(True, "triton", source_q="given")
+    assert cuts == [(), (), (64, 16), (64, 16), (), ()]  # forward and backward of each
+
+
 @pytest.mark.parametrize("coin", [False, "mixed"], ids=["self", "mixed"])
 def test_packed_gradients_reach_a_linear_layer_without_another_copy(coin, monkeypatch):
     monkeypatch.setenv("STOCHCA_FUSED_PROJECTION", "0")
-    case, layer = Case(), torch.nn.Linear(24, 192, device=DEVICE)
+    case, layer = Case(), torch.nn.Linear(24, 240, device=DEVICE)
     coins = coins_of(3) if coin == "mixed" else coin
     x = torch.randn(3, 70, 24, device=DEVICE)
     with torch.profiler.profile(acc_events=True) as profile:
-        out = stochca_attention(layer(x).unflatten(-1, (3, 2, 32)), None, case.source, coins, impl="triton")
+        out = stochca_attention(layer(x).unflatten(-1, (3, 2, 40)), None, case.source, coins, impl="triton")
         out.sum().backward()
     copies = {event.name for event in profile.events()} & {
         "aten::stack",
@@ -226,7 +237,7 @@ def test_scratch_memory_does_not_grow_with_the_batch(monkeypatch):
     for batch in (3, 9):
         Case(batch=batch, length=40, len_source=20).run(True, "triton")
     assert sizes == [sizes[0]] * 4
-    assert sizes[0] == projected.resident_programs(torch.device(DEVICE)) * 2 * 20 * 32
+    assert sizes[0] == projected.resident_programs(torch.device(DEVICE)) * 2 * 20 * 40
 
 
 def test_keys_and_values_are_not_saved_for_the_backward():
