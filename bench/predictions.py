@@ -139,13 +139,14 @@ def rows() -> list[list[str]]:
             ours, rival = predict(case)
             verdict = "reached" if rival / ours >= goal.at_least else "missed"
             times = [f"{1e6 * seconds:.0f}" for seconds in (ours, rival)]
+            ratios = [f"{rival / ours:.2f}", f"{goal.at_least:g}"]
             lines.append(
-                [goal.text, case.shape.name, *times, f"{rival / ours:.2f}", f"{goal.at_least:g}", verdict]
+                [goal.text, f"{case.path.name} {case.which}", case.shape.name, *times, *ratios, verdict]
             )
     return lines
 
 
-HEADER = ["goal", "shape", "ours, us", "rival, us", "ratio", "goal is", "would be"]
+HEADER = ["goal", "case", "shape", "ours, us", "rival, us", "ratio", "goal is", "would be"]
 
 
 def main() -> None:
