@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.environment import environment
-from stochca_kernels import backward, backward_joint, forward, projected, tiles, tokens
+from stochca_kernels import backward, backward_joint, forward, ops, projected, tiles, tokens
 from stochca_kernels.projection import unpack
 from stochca_kernels.tiles import Tiles
 
@@ -130,8 +130,8 @@ def calls(dtype: torch.dtype, length: int, head_dim: int) -> Iterator[tuple[str,
     yield "mixed", lambda: attention((k, v), coins, True)
 
     def projected_mixed() -> None:
-        projected.projected_attention_forward(q, k, v, *source, coins, *asking, 0.125, True)
-        projected.projected_attention_backward(q, q, k, v, *source, coins, q, lse, 0.125, True)
+        ops.projected_attention_forward(q, k, v, *source, coins, *asking, 0.125, True)
+        ops.projected_attention_backward(q, q, k, v, *source, coins, q, lse, 0.125, True)
 
     yield "projected", projected_mixed
 

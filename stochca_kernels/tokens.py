@@ -13,8 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochca_kernels.chunks import (
+    chunk,
+    dot_chunks,
+    dot_streamed,
+    load_chunks,
+    load_factor,
+    row_products,
+    store_chunks,
+    write_dx,
+    zero_chunks,
+)
 from stochca_kernels.launch import launch_largest
-from stochca_kernels.primitives import LOG2_E, append, dot_rows, load_rows, store_rows, where_each
+from stochca_kernels.primitives import LOG2_E, append, where_each
 from stochca_kernels.tiles import (
     MAX_SPLITS,
     Tiles,
@@ -24,146 +35,6 @@ from stochca_kernels.tiles import (
     dot_precision,
     token_splits,
 )
-
-
-@triton.jit
-def _load_chunks(
-    ptr, stride, start, length,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr,
-):  # fmt: skip
-    """Rows `start` to `start + ROWS` of `[length, C]` as tiles of `CHUNKS` channels, zero outside."""
-    tiles = ()
-    first = 0
-    for i in tl.static_range(len(CHUNKS)):
-        tile = load_rows(ptr + first, stride, start, length, ROWS, WIDTHS[i], CHUNKS[i], True)
-        tiles = append(tiles, tile)
-        first += CHUNKS[i]
-    return tiles
-
-
-@triton.jit
-def _store_chunks(
-    ptr, stride, start, length, tiles, factor,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr,
-):  # fmt: skip
-    """Write tiles `[ROWS, CHUNKS]`, times one factor `[ROWS]` per row, to rows of `[length, C]`."""
-    first = 0
-    for i in tl.static_range(len(CHUNKS)):
-        tile = tiles[i] * factor[:, None]
-        store_rows(ptr + first, stride, start, length, tile, ROWS, WIDTHS[i], CHUNKS[i])
-        first += CHUNKS[i]
-
-
-@triton.jit
-def _zeros(M: tl.constexpr, N: tl.constexpr):
-    return tl.zeros([M, N], tl.float32)
-
-
-@triton.jit
-def _zero_chunks(ROWS: tl.constexpr, CHUNKS: tl.constexpr):
-    tiles = ()
-    for i in tl.static_range(len(CHUNKS)):
-        tiles = append(tiles, _zeros(ROWS, CHUNKS[i]))
-    return tiles
-
-
-@triton.jit
-def _dot_chunks(rows, x, PRECISION: tl.constexpr):
-    """`rows x'`: products over all channels, `[ROWS, BLOCK_N]`."""
-    product = _zeros(rows[0].shape[0], x[0].shape[0])
-    for i in tl.static_range(len(x)):
-        product += dot_rows(rows[i], x[i], PRECISION)
-    return product
-
-
-@triton.jit
-def _dot_streamed(
-    rows_ptr, stride_rows, first_row, len_rows,
-    more_ptr, stride_more,
-    x_ptr, stride_xn, start, last,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr,
-    HAS_MORE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """As `_dot_chunks` of one set of rows or of two, from memory: one chunk of each is on chip at a time."""
-    product, more_product = _zeros(ROWS, BLOCK_N), _zeros(ROWS, BLOCK_N)
-    first = 0
-    for i in tl.static_range(len(CHUNKS)):
-        x = _load_again(x_ptr + first, stride_xn, start, last, BLOCK_N, WIDTHS[i], CHUNKS[i])
-        rows = _load_again(rows_ptr + first, stride_rows, first_row, len_rows, ROWS, WIDTHS[i], CHUNKS[i])
-        product += dot_rows(rows, x, PRECISION)
-        if HAS_MORE:
-            more = _load_again(more_ptr + first, stride_more, first_row, len_rows, ROWS, WIDTHS[i], CHUNKS[i])
-            more_product += dot_rows(more, x, PRECISION)
-        first += CHUNKS[i]
-    return product, more_product
-
-
-@triton.jit
-def _load_again(
-    ptr, stride, start, length,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """As `load_rows`, of what is read once more soon after."""
-    rows = start + tl.arange(0, ROWS)
-    cols = tl.arange(0, CHUNK)
-    ptrs = ptr + rows.to(tl.int64)[:, None] * stride + cols[None, :]
-    mask = (rows[:, None] < length) & (cols[None, :] < WIDTH)
-    return tl.load(ptrs, mask=mask, other=0.0, eviction_policy="evict_last")
-
-
-@triton.jit
-def _chunk(
-    tiles, i: tl.constexpr,
-    ptr, stride, start, length,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr, STREAMS: tl.constexpr,
-):  # fmt: skip
-    """Tile `i` of those on chip, or from memory."""
-    if STREAMS:
-        return load_rows(ptr, stride, start, length, ROWS, WIDTHS[i], CHUNKS[i], True)
-    else:
-        return tiles[i]
-
-
-@triton.jit
-def _row_products(
-    a_ptr, stride_a,
-    b_ptr, stride_b,
-    start, length,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr, WIDTHS: tl.constexpr,
-):  # fmt: skip
-    """The product `[ROWS]` of each row of `a` with the same row of `b`."""
-    products = tl.zeros([ROWS], tl.float32)
-    first = 0
-    for i in tl.static_range(len(CHUNKS)):
-        # [ROWS, CHUNK]
-        a = load_rows(a_ptr + first, stride_a, start, length, ROWS, WIDTHS[i], CHUNKS[i], True)
-        b = load_rows(b_ptr + first, stride_b, start, length, ROWS, WIDTHS[i], CHUNKS[i], True)
-        products += tl.sum(a.to(tl.float32) * b.to(tl.float32), 1)
-        first += CHUNKS[i]
-    return products
-
-
-@triton.jit
-def _write_dx(
-    dx_ptr, stride_dxn, start, length,
-    queries, grad, probs, dlogits,
-    scale,
-    BLOCK_N: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
-    ADDS_DX: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`dx` of the tokens as keys, `scale * dlogits' queries`, and as values, `probs' grad`."""
-    # [BLOCK_N, CHUNK]
-    dx = tl.dot(tl.trans(dlogits), queries, input_precision=PRECISION) * scale
-    dx = tl.dot(tl.trans(probs), grad, dx, input_precision=PRECISION)
-    if ADDS_DX:
-        dx += load_rows(dx_ptr, stride_dxn, start, length, BLOCK_N, WIDTH, CHUNK, True)
-    store_rows(dx_ptr, stride_dxn, start, length, dx, BLOCK_N, WIDTH, CHUNK)
-
-
-@triton.jit
-def _load_factor(rstd_ptr, tokens, last, is_scaled):
-    """The factor `[BLOCK_N]` of each token, 1 where the side has none."""
-    return tl.load(rstd_ptr + tokens, mask=(tokens < last) & is_scaled, other=1.0)
 
 
 @triton.jit(
@@ -226,26 +97,26 @@ def _tokens_fwd_kernel(
     # Tiles [ROWS, CHUNKS]
     queries_ptr += batch * stride_qb
     if not STREAMS:
-        queries = _load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-    acc = _zero_chunks(ROWS, CHUNKS)
+        queries = load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
+    acc = zero_chunks(ROWS, CHUNKS)
     row_max = tl.full([ROWS], float("-inf"), tl.float32)
     row_sum = tl.zeros([ROWS], tl.float32)
     for start in tl.range(first, last, BLOCK_N, disable_licm=STREAMS):
         # [ROWS, BLOCK_N]
         if STREAMS:
             x = ()
-            logits, _ = _dot_streamed(
+            logits, _ = dot_streamed(
                 queries_ptr, stride_qr, first_row, len_rows, queries_ptr, stride_qr,
                 x_ptr, stride_xn, start, last, ROWS, BLOCK_N, CHUNKS, WIDTHS, False, PRECISION,
             )  # fmt: skip
         else:
             # Tiles [BLOCK_N, CHUNKS]
-            x = _load_chunks(x_ptr, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS)
-            logits = _dot_chunks(queries, x, PRECISION)
+            x = load_chunks(x_ptr, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS)
+            logits = dot_chunks(queries, x, PRECISION)
         tokens = start + tl.arange(0, BLOCK_N)
         logits *= scale * LOG2_E
         if HAS_RSTD or HAS_SOURCE_RSTD:
-            factor = _load_factor(rstd_ptr, tokens, last, is_scaled)
+            factor = load_factor(rstd_ptr, tokens, last, is_scaled)
             logits *= factor[None, :]
         logits = tl.where(tokens[None, :] < last, logits, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(logits, 1))
@@ -260,7 +131,7 @@ def _tokens_fwd_kernel(
         new_acc = ()
         for i in tl.static_range(len(CHUNKS)):
             # [BLOCK_N, CHUNK]
-            tile = _chunk(x, i, x_ptr + column, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS, STREAMS)
+            tile = chunk(x, i, x_ptr + column, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS, STREAMS)
             tile = tl.dot(probs, tile, acc[i] * rescale[:, None], input_precision=PRECISION)
             new_acc = append(new_acc, tile)
             column += CHUNKS[i]
@@ -272,10 +143,10 @@ def _tokens_fwd_kernel(
     part = split * (tl.num_programs(0) // num_blocks // num_splits) + batch
     if num_splits == 1:
         mixed_ptr += batch * stride_mb
-        _store_chunks(mixed_ptr, stride_mr, first_row, len_rows, acc, inverse, ROWS, CHUNKS, WIDTHS)
+        store_chunks(mixed_ptr, stride_mr, first_row, len_rows, acc, inverse, ROWS, CHUNKS, WIDTHS)
     else:
         parts_ptr += part * stride_mb
-        _store_chunks(parts_ptr, stride_mr, first_row, len_rows, acc, inverse, ROWS, CHUNKS, WIDTHS)
+        store_chunks(parts_ptr, stride_mr, first_row, len_rows, acc, inverse, ROWS, CHUNKS, WIDTHS)
     rows = first_row + tl.arange(0, ROWS)
     lse_ptr += part * len_rows
     tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), mask=rows < len_rows)
@@ -333,9 +204,9 @@ def _tokens_bwd_kernel(
                 first = split * tl.cdiv(len_x, num_splits)
                 last = tl.where(reads_source, tl.minimum(first + tl.cdiv(len_x, num_splits), len_x), first)
                 for start in tl.range(first, last, BLOCK_N):
-                    zeros = _zero_chunks(BLOCK_N, CHUNKS)
+                    zeros = zero_chunks(BLOCK_N, CHUNKS)
                     ones = tl.full([BLOCK_N], 1.0, tl.float32)
-                    _store_chunks(
+                    store_chunks(
                         dx_ptr + batch * stride_dxb, stride_dxn, start, last, zeros, ones,
                         BLOCK_N, CHUNKS, WIDTHS,
                     )  # fmt: skip
@@ -362,32 +233,30 @@ def _tokens_bwd_kernel(
     queries_ptr += batch * stride_qb
     grad_ptr += batch * stride_gb
     mixed_ptr += batch * stride_mb
-    delta = _row_products(
-        mixed_ptr, stride_mr, grad_ptr, stride_gr, first_row, len_rows, ROWS, CHUNKS, WIDTHS
-    )
+    delta = row_products(mixed_ptr, stride_mr, grad_ptr, stride_gr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
     # Tiles [ROWS, CHUNKS]
     queries, grads = (), ()
     if not STREAMS:
-        queries = _load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-        grads = _load_chunks(grad_ptr, stride_gr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
-    dqueries = _zero_chunks(ROWS, CHUNKS)
+        queries = load_chunks(queries_ptr, stride_qr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
+        grads = load_chunks(grad_ptr, stride_gr, first_row, len_rows, ROWS, CHUNKS, WIDTHS)
+    dqueries = zero_chunks(ROWS, CHUNKS)
     for start in tl.range(first, last, BLOCK_N, disable_licm=STREAMS):
         # [ROWS, BLOCK_N]
         if STREAMS:
             x = ()
-            logits, dprobs = _dot_streamed(
+            logits, dprobs = dot_streamed(
                 queries_ptr, stride_qr, first_row, len_rows, grad_ptr, stride_gr,
                 x_ptr, stride_xn, start, last, ROWS, BLOCK_N, CHUNKS, WIDTHS, True, PRECISION,
             )  # fmt: skip
         else:
             # Tiles [BLOCK_N, CHUNKS]
-            x = _load_chunks(x_ptr, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS)
-            logits = _dot_chunks(queries, x, PRECISION)
-            dprobs = _dot_chunks(grads, x, PRECISION)
+            x = load_chunks(x_ptr, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS)
+            logits = dot_chunks(queries, x, PRECISION)
+            dprobs = dot_chunks(grads, x, PRECISION)
         tokens = start + tl.arange(0, BLOCK_N)
         logits *= scale * LOG2_E
         if HAS_RSTD or HAS_SOURCE_RSTD:
-            factor = _load_factor(rstd_ptr, tokens, last, is_scaled)
+            factor = load_factor(rstd_ptr, tokens, last, is_scaled)
             logits *= factor[None, :]
             dprobs *= factor[None, :]
         # After exp2, not before: a masked token may overflow it, and inf * 0 would be NaN.
@@ -400,17 +269,17 @@ def _tokens_bwd_kernel(
         new_dqueries = ()
         for i in tl.static_range(len(CHUNKS)):
             # [BLOCK_N, CHUNK]
-            tile = _chunk(x, i, x_ptr + column, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS, STREAMS)
+            tile = chunk(x, i, x_ptr + column, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS, STREAMS)
             tile = tl.dot(dlogits, tile, dqueries[i], input_precision=PRECISION)
             new_dqueries = append(new_dqueries, tile)
             if HAS_DX:
-                _write_dx(
+                write_dx(
                     dx_ptr + column, stride_dxn, start, tl.minimum(last, len_dx),
-                    _chunk(
+                    chunk(
                         queries, i, queries_ptr + column, stride_qr, first_row, len_rows,
                         ROWS, CHUNKS, WIDTHS, STREAMS,
                     ),
-                    _chunk(
+                    chunk(
                         grads, i, grad_ptr + column, stride_gr, first_row, len_rows,
                         ROWS, CHUNKS, WIDTHS, STREAMS,
                     ),
@@ -421,10 +290,10 @@ def _tokens_bwd_kernel(
     factor = tl.full([ROWS], 1.0, tl.float32) * scale
     if num_splits == 1:
         dqueries_ptr += batch * stride_dqb
-        _store_chunks(dqueries_ptr, stride_dqr, first_row, len_rows, dqueries, factor, ROWS, CHUNKS, WIDTHS)
+        store_chunks(dqueries_ptr, stride_dqr, first_row, len_rows, dqueries, factor, ROWS, CHUNKS, WIDTHS)
     else:
         parts_ptr += (split * (tl.num_programs(0) // num_splits) + batch) * stride_dqb
-        _store_chunks(parts_ptr, stride_dqr, first_row, len_rows, dqueries, factor, ROWS, CHUNKS, WIDTHS)
+        store_chunks(parts_ptr, stride_dqr, first_row, len_rows, dqueries, factor, ROWS, CHUNKS, WIDTHS)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_splits", "channels"])

@@ -15,7 +15,7 @@ from bench.kernels.providers import Results
 from bench.kernels.shapes import Shape
 from bench.programs import MODULES
 from bench.tune.candidates import Candidate
-from stochca_kernels import backward, forward, projected, tiles, tokens
+from stochca_kernels import backward, forward, ops, tiles, tokens
 from stochca_kernels.tiles import Kernel, Tiles
 
 Tensors = dict[str, Tensor]
@@ -146,7 +146,7 @@ def _split(t: Tensors, scale: float, coins: bool) -> Any:
 
 def _project(t: Tensors, scale: float) -> Any:
     source = (t["x"], t["weight"], t["bias"], None, None)
-    return projected.projected_attention_forward(
+    return ops.projected_attention_forward(
         t["q"], None, None, *source, t["source_q"], None, None, scale, True
     )
 
@@ -154,19 +154,19 @@ def _project(t: Tensors, scale: float) -> Any:
 def _project_mixed(t: Tensors, scale: float) -> Any:
     own, source = (t["q"], t["k"], t["v"]), (t["x"], t["weight"], t["bias"], t["rstd"], t["coins"])
     asking = (None, t["q_weight"], t["q_bias"])
-    return projected.projected_attention_forward(*own, *source, *asking, scale, True)
+    return ops.projected_attention_forward(*own, *source, *asking, scale, True)
 
 
 def _projected_dq(t: Tensors, scale: float) -> Any:
     source = (t["x"], t["weight"], t["bias"], None, None)
-    return projected.projected_attention_backward(
+    return ops.projected_attention_backward(
         t["grad"], t["q"], None, None, *source, t["out"], t["lse"], scale, False
     )
 
 
 def _projected_dq_mixed(t: Tensors, scale: float) -> Any:
     own, source = (t["q"], t["k"], t["v"]), (t["x"], t["weight"], t["bias"], t["rstd"], t["coins"])
-    return projected.projected_attention_backward(t["grad"], *own, *source, t["out"], t["lse"], scale, False)
+    return ops.projected_attention_backward(t["grad"], *own, *source, t["out"], t["lse"], scale, False)
 
 
 def _tokens(t: Tensors, scale: float) -> Any:
