@@ -2,7 +2,7 @@
 
 The environment variable `STOCHCA_IMPL` ("triton", "sdpa" or "reference") replaces what "auto" selects, and
 `STOCHCA_FUSED_PROJECTION` ("1" or "0") says whether "triton" computes a source's keys and values inside the
-attention kernel. Both are read at every call, so a program may set them.
+attention kernel. Both are read at every call, and under `torch.compile` when a graph is made.
 """
 
 import importlib.util
