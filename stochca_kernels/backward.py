@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stochca_kernels.backward_joint import has_joint_backward, launch_joint_backward
-from stochca_kernels.launch import empty_token_major, launch_largest, stride_unit
+from stochca_kernels.launch import empty_token_major, launch_largest, stride_unit, with_unit_stride
 from stochca_kernels.primitives import (
     LOG2_E,
     dot_rows,
@@ -286,7 +286,7 @@ def launch_backward(
     batch, heads, len_q, head_dim = q.shape
     needs_dkdv = dk.numel() > 0
     selector = "none" if use_source is None else "pair" if source_k is not None else "skip"
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    grad = with_unit_stride(grad)
     source_k = k if source_k is None else source_k
     source_v = v if source_v is None else source_v
     if needs_dkdv and has_joint_backward(q, k.shape[2]):

@@ -56,6 +56,11 @@ def stride_unit(*tensors: Tensor) -> int:
     return 8 if all(stride % 8 == 0 for stride in strides) else 1
 
 
+def with_unit_stride(x: Tensor) -> Tensor:
+    """`x`, copied where its last stride is not one, as that of an expanded gradient."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def on_device_of(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Make the GPU the current one: Triton launches there."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochca_kernels.launch import launch_largest, stride_unit
+from stochca_kernels.launch import launch_largest, stride_unit, with_unit_stride
 from stochca_kernels.primitives import append, head_base, load_rows, store_rows, where_each, zeros
 from stochca_kernels.projection import Projection
 from stochca_kernels.softmax import attend_resident, attend_streamed, dq_resident, dq_streamed
@@ -400,7 +400,7 @@ def launch_projected_dq(
     """
     batch, heads, len_q, head_dim = q.shape
     x, weight, bias, rstd = source = _contiguous_factor(source)
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    grad = with_unit_stride(grad)
     num_items = batch * heads
     if num_items * len_q == 0:
         return

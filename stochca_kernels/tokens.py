@@ -24,7 +24,7 @@ from stochca_kernels.chunks import (
     write_dx,
     zero_chunks,
 )
-from stochca_kernels.launch import launch_largest
+from stochca_kernels.launch import launch_largest, with_unit_stride
 from stochca_kernels.primitives import LOG2_E, append, where_each
 from stochca_kernels.tiles import (
     MAX_SPLITS,
@@ -353,7 +353,7 @@ def tokens_forward(
     """
     mixed, lse = empty_forward(queries)
     batch, len_rows, _ = queries.shape
-    queries = _unit_stride(queries)
+    queries = with_unit_stride(queries)
     pointers, constants = _sides(x, rstd, source_x, source_rstd, use_source)
     len_source = x.shape[1] if source_x is None else source_x.shape[1]
     length = max(x.shape[1], len_source)
@@ -422,7 +422,7 @@ def tokens_backward(
     assert not (needs_dx and rstd is not None), "tokens with a factor are a constant"
     dqueries, dx = empty_backward(queries, x, needs_dx)
     batch, len_rows, _ = queries.shape
-    queries, grad = _unit_stride(queries), _unit_stride(grad)
+    queries, grad = with_unit_stride(queries), with_unit_stride(grad)
     pointers, constants = _sides(x, rstd, source_x, source_rstd, use_source)
     len_source = x.shape[1] if source_x is None else source_x.shape[1]
     length = max(x.shape[1], len_source)
@@ -503,10 +503,6 @@ def _cut(channels: int, tiles: Tiles) -> dict[str, Any]:
     streams = tiles.num_stages == 1
     chunks = channel_chunks(channels, 128 if streams else 256)
     return {"CHUNKS": chunks, "WIDTHS": (*chunks[:-1], channels - sum(chunks[:-1])), "STREAMS": streams}
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _parts(out: Tensor, splits: int, unwritten: Tensor) -> Tensor:
