@@ -205,9 +205,10 @@ def main() -> None:
     args = parser.parse_args()
     with torch.device("meta"):
         depth = len(timm.create_model(args.model).blocks)
+    machine = environment(("stochca", "stochca_kernels", "bench/counts.py"))
     costs = count(args.model, depth, args.p)
     if args.output:
-        result = {"model": args.model, "costs": [asdict(cost) for cost in costs], **environment()}
+        result = {"model": args.model, "costs": [asdict(cost) for cost in costs], **machine}
         args.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{args.model}: cost of a training step over that of plain timm fine-tuning, counted")
     header = (

@@ -3,20 +3,27 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.digest import digests
+
 PACKAGES = ("stochca", "torch", "triton", "timm", "scikit-learn")
 
 
-def environment() -> dict[str, Any]:
+def environment(measured: Sequence[str] = ()) -> dict[str, Any]:
     """Machine, GPU, versions, and the commit measured, with `dirty` true where files differ from it.
 
     Commit and `dirty` are None outside a git checkout, the GPU where there is none, and the version of a
     package that is not installed.
+
+    Args:
+        measured: The code that the result depends on, files and folders relative to the root of the
+            repository. "code" has a digest of each: by it `bench.report` knows a result older than its code.
     """
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {
@@ -25,6 +32,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": commit,
         "dirty": None if changes is None else bool(changes),
+        "code": digests(measured),
     }
 
 

@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="all shapes, not one for each row of the table")
     parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
     options = parser.parse_args()
+    machine = environment(("stochca_kernels", "bench/programs.py"))
     programs = all_programs()
     programs = programs if options.all else one_per_row(programs)
     reports = []
@@ -279,7 +280,7 @@ def main() -> None:
             reports.append(report)
     if options.output:
         lines = ",\n".join(json.dumps(report) for report in reports)
-        head = json.dumps(environment(), indent=1).removesuffix("\n}")
+        head = json.dumps(machine, indent=1).removesuffix("\n}")
         options.output.write_text(f'{head},\n "programs": [\n{lines}\n]}}\n')
 
 

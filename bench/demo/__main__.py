@@ -91,7 +91,7 @@ def _metrics(
 ) -> dict[str, Any]:
     return {
         "settings": asdict(settings),
-        **environment(),
+        **environment(("stochca", "stochca_kernels", "bench/demo")),
         "source_accuracy": source_accuracy,
         "runs": [{**asdict(run), "steps": run.steps, **asdict(result)} for run, result in results.items()],
         "rows": [asdict(row) for row in rows],

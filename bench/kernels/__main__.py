@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace, device: torch.device) -> None:
-    start, machine = time.perf_counter(), environment()
+    start, machine = time.perf_counter(), environment(("stochca_kernels", "bench/kernels"))
     rounds = CPU_ROUNDS if device.type == "cpu" else QUICK_ROUNDS if args.quick else ROUNDS
     dtype = DTYPES[args.dtype]
     settings = Settings(device, dtype, rounds, measure_ceilings(dtype, rounds, device))
