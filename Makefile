@@ -21,13 +21,14 @@ install: $(READY)       ## create .venv with the pinned packages
 demo: $(READY)          ## fine-tune a small ViT on real images: plain, with StochCA, with controls
 	$(BIN)/python -m bench.demo --output runs/demo
 
-lint: $(READY)          ## format, lint, types and import contract
+lint: $(READY)          ## format, lint, types, import contract and rendered pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m bench.report --check
 
-test: lint              ## lint, types, import contract and tests
+test: lint              ## lint, types, import contract, rendered pages and tests
 	$(BIN)/python -m pytest --numprocesses 2
 
 mutants: $(READY)       ## break the code on purpose and watch the tests fail

@@ -1,0 +1,1 @@
+"""Renders recorded results into the pages, where no number is typed: `python -m bench.report`."""

@@ -1,0 +1,62 @@
+"""Pieces of Markdown."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import floor, log10
+from textwrap import fill
+from typing import Any
+
+NOTHING = "-"
+WIDTH = 108
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table, the first columns left, the others right."""
+    ruler = ["---"] * left + ["---:"] * (len(header) - left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ruler, *rows])
+
+
+def paragraph(*sentences: str, first: str = "", others: str = "") -> str:
+    """Sentences in lines of the pages' width, code kept on one line.
+
+    Args:
+        sentences: One after another.
+        first: Before the first line.
+        others: Before all others.
+    """
+    text = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), " ".join(sentences))
+    lines = fill(text, WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent=others)
+    return first + lines.replace("\0", " ")
+
+
+def item(text: str) -> str:
+    """An item of a list."""
+    return paragraph(text, first="- ", others="  ")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with at least so many significant digits, and no exponent."""
+    magnitude = floor(log10(abs(float(f"{value:.{digits}g}")))) if value else 0
+    return f"{value:.{max(0, digits - 1 - magnitude)}f}"
+
+
+def provenance(result: Mapping[str, Any]) -> str:
+    """Where a result comes from, in a line."""
+    versions = ", ".join(
+        f"{name} {version}" for name, version in result["versions"].items() if version and name != "stochca"
+    )
+    return f"{versions}; commit {commit(result)}"
+
+
+def commit(result: Mapping[str, Any]) -> str:
+    """What was measured."""
+    changes = " with uncommitted changes" if result["dirty"] else ""
+    return (result["commit"] or "unknown")[:12] + changes
+
+
+def device(result: Mapping[str, Any]) -> str:
+    """What it was measured on."""
+    gpu = result.get("gpu")
+    if gpu and result.get("device") != "cpu":
+        return f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}"
+    return result["machine"]

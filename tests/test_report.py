@@ -1,0 +1,134 @@
+"""Pages say what is recorded, and say so when it is old. The results here are made up."""
+
+import json
+import shutil
+
+import pytest
+
+from bench.digest import digests
+from bench.report.__main__ import main
+from bench.report.pages import PAGES, render
+from bench.report.recorded import Results
+
+NOTE = "**Stale**: measured at commit 0123456789ab"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A repository of one file, whose result is in its page."""
+    results = Results(tmp_path)
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "one.py").write_text("x = 1  # one\n")
+    record(results, "scaling", {"value": 3})
+    return results
+
+
+def record(results, name, result):
+    where = {
+        "machine": "a machine",
+        "gpu": None,
+        "versions": {"python": "3.11.7", "stochca": "0.1.0", "torch": "2.11.0", "triton": None},
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "code": digests(["code"], results.root),
+    }
+    path = results.root / "bench" / "results" / f"{name}.json"
+    path.write_text(json.dumps({**where, **result}))
+
+
+def section(results):
+    result = results.need("scaling")
+    return f"{results.stale_note('scaling', result)}value {result['value']}"
+
+
+PAGE = "# Page\n\n<!-- some-value -->\n<!-- /some-value -->\n\nEnd.\n"
+
+
+def rendered(results, text=PAGE):
+    return render(text, {"some-value": section}, results)
+
+
+def test_pages_of_this_repository_say_what_is_recorded(capsys):
+    assert main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_section_is_filled_and_the_rest_is_left_alone(checkout):
+    text, differing = rendered(checkout)
+    assert text == PAGE.replace("<!-- some-value -->\n", "<!-- some-value -->\nvalue 3\n")
+    assert differing == ["some-value"]
+    assert rendered(checkout, text) == (text, [])
+    record(checkout, "scaling", {"value": 4})
+    assert rendered(checkout, text)[1] == ["some-value"]
+
+
+def test_changed_code_is_said_and_changed_comments_are_not(checkout):
+    text, _ = rendered(checkout)
+    (checkout.root / "code" / "one.py").write_text('"""Now documented."""\nx = 1\n')
+    assert rendered(checkout, text) == (text, [])
+    (checkout.root / "code" / "one.py").write_text("x = 2  # one\n")
+    stale, differing = rendered(checkout, text)
+    assert differing == ["some-value"]
+    assert f"{NOTE}, after which this code has changed: `code`." in stale.replace("\n", " ")
+    assert "value 3" in stale, "stale results are shown, not hidden"
+    assert rendered(checkout, stale) == (stale, []), "a page that says so is up to date"
+
+
+def test_code_that_is_gone_has_changed(checkout):
+    (checkout.root / "code" / "one.py").unlink()
+    assert NOTE in rendered(checkout)[0]
+
+
+@pytest.mark.parametrize("code", [{}, None])
+def test_results_without_digests_are_stale(checkout, code):
+    record(checkout, "scaling", {"value": 3, "code": code})
+    assert f"{NOTE}, before digests of code were recorded." in rendered(checkout)[0].replace("\n", " ")
+
+
+def test_uncommitted_changes_are_said(checkout):
+    record(checkout, "scaling", {"value": 3, "code": {}, "dirty": True})
+    assert f"{NOTE} with uncommitted changes" in rendered(checkout)[0].replace("\n", " ")
+
+
+def test_a_missing_result_names_what_records_it(checkout):
+    (checkout.root / "bench" / "results" / "scaling.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"scaling\.json is missing: `python -m bench\.scaling"):
+        rendered(checkout)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("# No section\n", "sections must be some-value, got $"),
+        (f"{PAGE}<!-- other -->\n<!-- /other -->\n", "sections must be some-value, got other, some-value"),
+        (PAGE.replace("<!-- /some-value -->\n", ""), "must end with <!-- /some-value -->"),
+    ],
+)
+def test_sections_of_a_page_are_those_that_are_rendered(checkout, text, error):
+    with pytest.raises(ValueError, match=error):
+        rendered(checkout, text)
+
+
+def test_check_names_page_and_section_and_changes_nothing(tmp_path, capsys):
+    root = Results().root
+    for name in ("bench/results", "docs", *dict.fromkeys(result_code(Results()))):
+        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(root / name, tmp_path / name)
+    for page in PAGES:
+        shutil.copy(root / page, tmp_path / page)
+    readme = tmp_path / "README.md"
+    wrong = readme.read_text().replace("| 0.1 | 1.334 |", "| 0.1 | 1.234 |")
+    readme.write_text(wrong)
+    assert main(["--check"], Results(tmp_path)) == 1
+    assert "README.md, section counts: differs" in capsys.readouterr().out
+    assert readme.read_text() == wrong
+    assert main([], Results(tmp_path)) == 0
+    assert readme.read_text() == (root / "README.md").read_text()
+    assert main(["--check"], Results(tmp_path)) == 0
+
+
+def result_code(results):
+    """Whatever the recorded results measured."""
+    for path in (results.root / "bench" / "results").glob("*.json"):
+        yield from json.loads(path.read_text()).get("code") or {}
