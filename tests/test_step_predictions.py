@@ -1,0 +1,93 @@
+"""What the predictions of a step count is what runs; what they assume is in one place."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+
+from bench import counts, step_predictions, step_times
+from bench.cost import Part, Size, work
+from stochca import StochCA
+
+SMALL = {"img_size": 112, "patch_size": 8, "depth": 4, "embed_dim": 64, "num_heads": 2, "num_classes": 5}
+
+
+@pytest.fixture(scope="module")
+def vit_b():
+    return step_predictions.VIT_B_224.size
+
+
+@pytest.mark.parametrize("coins", ["ssss", "cssc", "sccs", "cccc", "sscc"])
+def test_memory_that_is_predicted_is_what_a_step_keeps(coins):
+    """Under autocast on the CPU, whose SDPA keeps what a GPU's does; copies of weights are kept as well."""
+    model = StochCA(timm.create_model("vit_tiny_patch16_224", **SMALL), impl="sdpa").train()
+    size, images = Size.of(model.target), torch.zeros(2, 3, 112, 112)
+    draw = [coin == "c" for coin in coins]
+    parameters = [*model.parameters(), *model.source.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = counts.saved_bytes(lambda: model(images, coins=draw), parameters)
+        plain = counts.saved_bytes(lambda: model.target(images), parameters)
+    for provider, counted in ((step_times.OURS_EAGER, kept), (step_times.PLAIN_EAGER, plain)):
+        predicted = step_times.peak_bytes(size, 2, provider, draw)
+        predicted -= step_times.STATE_BYTES * size.parameters
+        assert predicted == pytest.approx(counted, abs=0.04 * plain)
+
+
+def test_products_take_their_flops_at_the_share_of_the_rate(vit_b):
+    nothing = step_times.Pointwise(*[0] * 10)
+    provider = replace(step_times.OURS, pointwise=nothing)
+    flops = work(vit_b, Part.SOURCE_KV).gemm
+    rate = step_times.GEMM_SHARE * step_times.MATMUL_FLOPS_PER_S
+    assert step_times.part_seconds(vit_b, 8, provider, Part.SOURCE_KV) == pytest.approx(8 * flops / rate)
+    fp8 = replace(provider, source_speedup=2.0)
+    assert step_times.part_seconds(vit_b, 8, fp8, Part.SOURCE_KV) == pytest.approx(4 * flops / rate)
+    own = [step_times.part_seconds(vit_b, 8, of, Part.SELF) for of in (provider, fp8)]
+    assert own[0] == own[1], "the target's products stay in bf16"
+
+
+def test_by_hand_pays_the_whole_source_under_every_draw(vit_b):
+    plain, by_hand = (
+        step_times.step_seconds(vit_b, 128, provider, (False,) * 12)
+        for provider in (step_times.PLAIN, step_times.HAND)
+    )
+    parts = {Part.SOURCE: 12, Part.SOURCE_STEM: 1}
+    source = sum(n * step_times.part_seconds(vit_b, 128, step_times.HAND, part) for part, n in parts.items())
+    casts = step_times.CAST_BYTES * vit_b.parameters / step_times.MEMORY_BYTES_PER_S
+    assert by_hand - plain == pytest.approx(source + casts)
+    assert by_hand == pytest.approx(step_times.step_seconds(vit_b, 128, step_times.HAND, (True,) * 12))
+
+
+def test_the_optimizer_takes_the_same_whoever_computes_the_step(vit_b):
+    for provider in step_times.PROVIDERS:
+        coins = (True, False) * 6
+        with_it, without = (
+            step_times.step_seconds(vit_b, 64, provider, coins, optimizer) for optimizer in (True, False)
+        )
+        assert with_it - without == pytest.approx(28 * vit_b.parameters / 4.3e12)
+
+
+def test_tables_have_a_field_for_each_column_and_a_row_for_each_case():
+    lines = step_predictions.rows([step_predictions.VIT_B_448], [0.1, 0.5])
+    assert [line[:2] for line in lines] == [[step_predictions.VIT_B_448.title, p] for p in ("0.1", "0.5")]
+    assert {len(line) for line in lines} == {len(step_predictions.HEADER)}
+    goals = step_predictions.goal_rows()
+    assert {len(line) for line in goals} == {len(step_predictions.GOAL_HEADER)}
+    assert len(goals) == 2 * len(step_predictions.GOALS)
+
+
+def test_a_goal_that_is_missed_says_so():
+    for *_, low, high, bound, verdict in step_predictions.goal_rows():
+        sign, limit = bound.split()
+        pair = float(low), float(high)
+        reached = max(pair) <= float(limit) if sign == "<=" else min(pair) >= float(limit)
+        assert verdict == ("reached" if reached else "missed")
+
+
+def test_one_product_for_two_saves_waves_at_small_batches():
+    lines = {
+        name: [float(ratio) for ratio in ratios] for name, *ratios in step_predictions.small_batch_rows()
+    }
+    # B=4: 7 x 3 tiles of one product leave most of 132 multiprocessors idle, two fit beside each other.
+    assert lines["output"][0] == 0.5
+    assert all(0.5 <= ratio <= 1 for line in lines.values() for ratio in line)
