@@ -55,6 +55,10 @@ def test_savings_switched_off_cost_what_they_save(vit_b):
     tokens, weights = vit_b.length, vit_b.width * vit_b.attention_width
     # Block 9 is the last to read itself: five blocks read the source with all tokens, two with the class row.
     assert without[1] - ours == 6 * 2 * weights * (5 * tokens + 2)
+    all_kv = 4 * tokens * weights
+    over_tokens = 4 * vit_b.heads * tokens * vit_b.width + 4 * weights
+    # One self-attention (forward, two in the backward) and two cross-attentions (one in the backward).
+    assert without[0] - ours == (3 + 1) * all_kv + (3 + 2 * 2) * (4 * tokens * vit_b.width - over_tokens)
     attention, linear = cost.work(vit_b, cost.Part.SOURCE).attention, 2 * tokens * 12 * weights
     assert without[2] - ours == attention + linear, "one more block of the source"
 
