@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import timm
 import torch
@@ -19,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.environment import environment
 from stochca import StepPlan, StochCA
 from stochca.block import source_step
+from stochca.recompute import Recomputation
 from stochca.vit import stem
 
 
@@ -66,7 +69,18 @@ def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor] = ()) ->
         kept[storage._cdata] = storage
         return tensor.detach()  # a node that keeps its own output would never be freed
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    pack = Recomputation._pack
+
+    def keep_packed(self: Recomputation, tensor: Tensor) -> Any:
+        packed = pack(self, tensor)
+        for kept in (packed,) if isinstance(packed, Tensor) else packed[0].inputs:
+            keep(kept)
+        return packed
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        mock.patch.object(Recomputation, "_pack", keep_packed),  # of its hooks only the innermost act
+    ):
         run()
     return sum(storage.nbytes() for key, storage in kept.items() if key not in known)
 
@@ -144,7 +158,7 @@ def source_flops(name: str, probabilities: Sequence[float]) -> tuple[float, list
             if num_blocks:
                 x = stem(model.source, images)
                 for i, block in enumerate(blocks[:num_blocks]):
-                    _, x = source_step(block, x, True, i + 1 < num_blocks)
+                    *_, x = source_step(block, x, True, i + 1 < num_blocks)
         return counter.get_total_flops()
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():

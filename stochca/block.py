@@ -7,7 +7,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from stochca.attention import Coin, cross_attention, key_value, merge_heads, query
-from stochca_kernels import stochca_attention
+from stochca.precision import product_dtype
+from stochca_kernels import Projection, stochca_attention
 from stochca_kernels.dispatch import Impl
 from stochca_kernels.projection import KV, pair_of
 
@@ -61,14 +62,15 @@ def target_step(
     Returns:
         Tokens `[B, num_rows or N, C]`.
     """
-    out = cross_attention(block.attn, block.norm1(x), source_kv, coin, num_queries=num_rows, impl=impl)
+    y = _normalized(block, x)
+    out = cross_attention(block.attn, y, source_kv, coin, num_queries=num_rows, impl=impl)
     x = x if num_rows is None else x[:, :num_rows]
     return _residuals(block, x, out, masks)
 
 
 def source_step(
     block: Block, x: Tensor, need_kv: bool, advance: bool, few_queries: bool = False, impl: Impl = "auto"
-) -> tuple[KV, Tensor]:
+) -> tuple[KV, Projection | None, Tensor]:
     """Run as much of a block of the frozen source as anything needs. Call it under `torch.no_grad`.
 
     Args:
@@ -80,20 +82,27 @@ def source_step(
         impl: Implementation of the operator.
 
     Returns:
-        The source's keys and values or None, and its tokens after the block where `advance`, else unchanged.
+        The source's keys and values or None; what they are a projection of, None where keys are normalised
+        after it; and the tokens after the block where `advance`, else unchanged.
     """
     if not need_kv:
-        return None, target_step(block, x, None, False, impl=impl) if advance else x
-    y = block.norm1(x)
-    source_kv = key_value(block.attn, y)
-    pair = source_kv
+        return None, None, target_step(block, x, None, False, impl=impl) if advance else x
+    y = _normalized(block, x)
+    source_kv = pair = key_value(block.attn, y)
     if advance or not few_queries:
         # Apart from the queries, so that only keys and values stay in memory until the backward.
         pair = pair_of(pair, block.attn.num_heads)
     if advance:
         out = stochca_attention(query(block.attn, y), pair, None, False, scale=block.attn.scale, impl=impl)
         x = _residuals(block, x, merge_heads(block.attn, out, y))
-    return source_kv if few_queries else pair, x
+    projection = source_kv if isinstance(source_kv, Projection) else None
+    return source_kv if few_queries else pair, projection, x
+
+
+def _normalized(block: Block, x: Tensor) -> Tensor:
+    """The tokens that attention projects, cast once for all its products."""
+    y = block.norm1(x)
+    return y.to(product_dtype(y))
 
 
 def _residuals(block: Block, x: Tensor, attention: Tensor, masks: Masks = None) -> Tensor:

@@ -3,6 +3,8 @@
 import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, get_args
 
 import timm
@@ -12,12 +14,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stochca.attention import Coin
-from stochca.block import drop_path_masks, source_step, target_step
+from stochca.block import Masks, drop_path_masks, source_step, target_step
 from stochca.compile import CompiledPerCase
 from stochca.plan import CoinSampler, Mode, Per, Rng, Schedule, StepPlan, replay
+from stochca.precision import SourceDtype, check_arithmetic, hold_weights
+from stochca.recompute import Recomputation
 from stochca.vit import TimmViT, check_drivable, check_pair, num_class_rows, renormalization, stem
 from stochca_kernels.dispatch import Impl
-from stochca_kernels.projection import KV
+from stochca_kernels.projection import KV, Projection, pair_of
 
 
 class StochCA(nn.Module):
@@ -50,6 +54,13 @@ class StochCA(nn.Module):
         rng: "counter": coins depend on (seed, step) alone. "official": torch's default CPU generator.
         class_rows: Leave out tokens that nothing reads: with class-token pooling the last block that reads
             its own tokens, and all blocks after it, compute the class row alone. Exact.
+        recompute: Keep neither the source's keys and values nor the outputs of norms and activation functions
+            for the backward, but compute them again there. Exact. A compiled model does this for norms and
+            activation functions in any case.
+        source_dtype: Hold the weights of the source's linear layers in the dtype that steps compute in, from
+            the first step on: "bfloat16" or "float16" under autocast to the same, with the same results bit
+            for bit; None leaves them as they are. "float8" computes most of the source in float8, which is
+            not exact, see `stochca.precision.hold_weights`.
         impl: Implementation of the operator, see `stochca_kernels.stochca_attention`.
 
     Attributes:
@@ -75,6 +86,8 @@ class StochCA(nn.Module):
         seed: int = 0,
         rng: Rng = "counter",
         class_rows: bool = True,
+        recompute: bool = False,
+        source_dtype: SourceDtype | None = None,
         impl: Impl = "auto",
     ) -> None:
         super().__init__()
@@ -83,13 +96,20 @@ class StochCA(nn.Module):
             source = copy.deepcopy(target)
         check_drivable(source)
         check_pair(target, source)
-        if impl not in get_args(Impl):
-            raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
+        for name, value, values in (
+            ("impl", impl, get_args(Impl)),
+            ("source_dtype", source_dtype, (*get_args(SourceDtype), None)),
+        ):
+            if value not in values:
+                raise ValueError(f"{name} must be one of {values}, got {value!r}")
         self.target = target
         self._unregistered = [source.eval().requires_grad_(False)]
         self.coins = CoinSampler(p, len(target.blocks), per=per, mode=mode, seed=seed, rng=rng)
         self.plan: StepPlan | None = None
         self.class_rows = class_rows
+        self.recompute = recompute
+        self.source_dtype = source_dtype
+        self._holds_source_dtype = source_dtype is None
         self.impl = impl
         self._renormalization = renormalization(target, source)
         self._target_step: Callable[..., Tensor] = target_step
@@ -107,6 +127,8 @@ class StochCA(nn.Module):
         seed: int = 0,
         rng: Rng = "counter",
         class_rows: bool = True,
+        recompute: bool = False,
+        source_dtype: SourceDtype | None = None,
         impl: Impl = "auto",
         **timm_kwargs: Any,
     ) -> "StochCA":
@@ -121,12 +143,15 @@ class StochCA(nn.Module):
             seed: As for the class.
             rng: As for the class.
             class_rows: As for the class.
+            recompute: As for the class.
+            source_dtype: As for the class.
             impl: As for the class.
             timm_kwargs: Go to `timm.create_model`: `num_classes`, `img_size`, `drop_path_rate`, ...
         """
         target = timm.create_model(name, pretrained=pretrained, **timm_kwargs)
-        options: dict[str, Any] = {"per": per, "mode": mode, "seed": seed, "rng": rng}
-        return cls(target, p=p, class_rows=class_rows, impl=impl, **options)
+        coins: dict[str, Any] = {"p": p, "per": per, "mode": mode, "seed": seed, "rng": rng}
+        how: dict[str, Any] = {"recompute": recompute, "source_dtype": source_dtype, "impl": impl}
+        return cls(target, class_rows=class_rows, **coins, **how)
 
     @property
     def source(self) -> TimmViT:
@@ -263,31 +288,57 @@ class StochCA(nn.Module):
         x = stem(self.target, images)
         x0 = self._source_stem(images) if plan.source_blocks else x
         masks = drop_path_masks(self.target.blocks, x)
-        recompute = self.target.grad_checkpointing and torch.is_grad_enabled()
+        compiled = isinstance(self._target_step, CompiledPerCase)
+        recomputation = Recomputation(() if compiled else self.target.blocks) if self.recompute else None
         tapped = []
-        for i, coin in enumerate(plan.coins):
-            rows = num_rows if i >= plan.first_class_row_block else None
-            source_kv: KV = None
-            if i < plan.source_blocks:
-                advance = i + 1 < plan.source_blocks
-                with torch.no_grad():
-                    source_kv, x0 = self._source_step(
-                        self.source.blocks[i], x0, coin is not False, advance, rows is not None, self.impl
-                    )
-            if coin is True and rows is not None:
-                x, rows = x[:, :rows], None  # the other tokens are neither queries nor keys
-            step = (self.target.blocks[i], x, source_kv, coin, masks[i], rows, self.impl)
-            x = (
-                checkpoint(self._target_step, *step, use_reentrant=False)
-                if recompute
-                else self._target_step(*step)
-            )
-            if i in taps:
-                tapped.append(x)
+        with recomputation or nullcontext():
+            for i in range(len(plan.coins)):
+                x, x0 = self._block(i, plan, x, x0, masks[i], num_rows, recomputation)
+                if i in taps:
+                    tapped.append(x)
         return x, tapped
+
+    def _block(
+        self,
+        i: int,
+        plan: StepPlan,
+        x: Tensor,
+        x0: Tensor,
+        masks: Masks,
+        num_rows: int | None,
+        recomputation: Recomputation | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Advance target tokens `x` and source tokens `x0` by block `i`."""
+        coin = plan.coins[i]
+        rows = num_rows if i >= plan.first_class_row_block else None
+        checkpointing = self.target.grad_checkpointing and torch.is_grad_enabled()
+        source_kv: KV = None
+        if i < plan.source_blocks:
+            advance = i + 1 < plan.source_blocks
+            with torch.no_grad():
+                source_kv, projection, x0 = self._source_step(
+                    self.source.blocks[i], x0, coin is not False, advance, rows is not None, self.impl
+                )
+            if recomputation is not None and isinstance(projection, Projection):
+                if checkpointing:
+                    source_kv = projection  # which is smaller, and projected again with the block
+                elif not isinstance(source_kv, Projection):
+                    compute = partial(_keys, projection, self.source.blocks[i].attn.num_heads)
+                    recomputation.instead_of(source_kv, compute, projection.x)
+        if coin is True and rows is not None:
+            x, rows = x[:, :rows], None  # the other tokens are neither queries nor keys
+        step = (self.target.blocks[i], x, source_kv, coin, masks, rows, self.impl)
+        if checkpointing:
+            return checkpoint(self._target_step, *step, use_reentrant=False), x0
+        return self._target_step(*step), x0
 
     @torch.no_grad()
     def _source_stem(self, images: Tensor) -> Tensor:
+        if self.source_dtype is not None:
+            if not self._holds_source_dtype:
+                hold_weights(self.source, self.source_dtype)
+                self._holds_source_dtype = True
+            check_arithmetic(self.source, images)
         if self._renormalization is not None:
             factor, shift = (images.new_tensor(t)[:, None, None] for t in self._renormalization)
             images = images * factor + shift
@@ -314,7 +365,8 @@ class StochCA(nn.Module):
 
     def extra_repr(self) -> str:
         """What StochCA adds to the target."""
-        return f"coins={self.coins}, class_rows={self.class_rows}, impl={self.impl!r}"
+        names = ("coins", "class_rows", "recompute", "source_dtype", "impl")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's: recompute each block of the target in the backward."""
@@ -351,6 +403,11 @@ class StochCA(nn.Module):
             else [(prefixed(pattern), key) for pattern, key in patterns]
             for group, patterns in matcher.items()
         }
+
+
+def _keys(weights: Projection, num_heads: int, x: Tensor) -> Tensor:
+    """The source's keys, in one storage with its values."""
+    return pair_of(weights._replace(x=x), num_heads)[0]
 
 
 def _refuse(timm_kwargs: dict[str, Any]) -> None:

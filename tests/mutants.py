@@ -20,6 +20,8 @@ PRIMITIVES, AUTOGRAD = "stochca_kernels/primitives.py", "stochca_kernels/autogra
 OPERATOR = ("tests/kernels/test_operator.py", "-k", "triton")
 SDPA, ATTENTION = "stochca_kernels/sdpa.py", "stochca/attention.py"
 BLOCK, MODEL, PLAN, VIT = "stochca/block.py", "stochca/model.py", "stochca/plan.py", "stochca/vit.py"
+RECOMPUTE, PRECISION = "stochca/recompute.py", "stochca/precision.py"
+MEMORY = ("tests/method/test_memory.py",)
 EXACT, TRAINING = ("tests/method/test_exact.py",), ("tests/method/test_training.py",)
 TRITON = ("tests/kernels/test_triton.py",)
 ACCURACY = (*TRITON, "-k", "eager_torch or log_sum_exp")
@@ -183,8 +185,8 @@ MUTANTS = [
     Mutant(
         "checkpointing_does_nothing",
         MODEL,
-        "recompute = self.target.grad_checkpointing and torch.is_grad_enabled()",
-        "recompute = False",
+        "checkpointing = self.target.grad_checkpointing and torch.is_grad_enabled()",
+        "checkpointing = False",
         (*TRAINING, "-k", "checkpointing"),
     ),
     Mutant(
@@ -208,6 +210,20 @@ MUTANTS = [
         "kv = kv",
         (*OPERATOR[:1], "-k", "unselected_projection"),
     ),
+    Mutant("recipe_outlives_its_tensor", RECOMPUTE, "self._recipes.pop(key, None)", "None", MEMORY),
+    Mutant("recipe_of_a_changed_tensor", RECOMPUTE, "recipe.version != tensor._version", "False", MEMORY),
+    Mutant(
+        "recipe_without_autocast", RECOMPUTE, "torch.no_grad(), self.autocast()", "torch.no_grad()", MEMORY
+    ),
+    Mutant("recipe_computed_for_each_view", RECOMPUTE, "if self.waiting <= 0:", "if True:", MEMORY),
+    Mutant("graph_keeps_itself", RECOMPUTE, "return tensor.detach()  #", "return tensor  #", MEMORY),
+    Mutant(
+        "pair_is_kept", MODEL, "recomputation.instead_of(source_kv, compute, projection.x)", "pass", MEMORY
+    ),
+    Mutant("norms_are_kept", MODEL, "() if compiled else self.target.blocks", "()", MEMORY),
+    Mutant("weights_are_not_held", MODEL, "hold_weights(self.source, self.source_dtype)", "pass", MEMORY),
+    Mutant("keys_in_float8", PRECISION, 'and "qkv" not in name', "", MEMORY),
+    Mutant("arithmetic_is_not_checked", PRECISION, "if met != held:", "if False:", MEMORY),
     Mutant("source_in_train_mode", MODEL, "source.eval()", "source.train()", TRAINING),
     Mutant("source_stays_behind", MODEL, "self.source._apply(fn, recurse)", "pass", TRAINING),
     Mutant("layers_without_prefix", MODEL, "^target\\.(?:", "(?:", (*TRAINING, "-k", "layer_decay")),

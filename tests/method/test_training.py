@@ -26,14 +26,6 @@ from tests.models import make_images, make_model, make_target
 COINS = (False, True, False, True)
 
 
-@pytest.fixture
-def compiler():
-    """torch's compiler, as after the start of a process."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def compiles(test):
     """Tracing looks at the .grad of tensors that have none, and makes an instance of autograd functions."""
     ignored = (
