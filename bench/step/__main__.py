@@ -1,0 +1,153 @@
+"""`python -m bench.step --quick --output bench/results/step.json`.
+
+Estimates of what it takes, before any was made: on an H200 `--quick` four to five minutes, of which
+compilation is half, and everything two to three hours; `--cpu` four minutes on two cores.
+"""
+
+import argparse
+import gc
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.environment import environment
+from bench.kernels.floors import measure_ceilings
+from bench.step.cases import Case, cpu_cases, dtype_name, gpu_cases, quick_gpu_cases, tiny_cases
+from bench.step.clock import Deadline
+from bench.step.goals import Goal, cpu_goals, gpu_goals, judge
+from bench.step.measure import Settings, measure, not_measured
+from bench.step.providers import PROVIDERS
+from bench.step.report import case_lines, goal_lines
+from bench.step.stage import Stage
+
+MEASURED = ("stochca", "stochca_kernels", "bench/step")
+NUM_DRAWS, QUICK_NUM_DRAWS, TINY_NUM_DRAWS = 16, 8, 2
+ROUNDS, QUICK_ROUNDS = 5, 2
+QUICK_SECONDS = 280.0
+MATMUL_ROUNDS = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark; arguments are those of the command line."""
+    args = _parse(arguments)
+    # A graph that is compiled again and again is a failure, not a reason to run eagerly in silence.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    start, machine = time.perf_counter(), environment(MEASURED)
+    deadline = Deadline(args.budget)
+    device = torch.device("cpu" if args.cpu or args.tiny else "cuda")
+    if device.type == "cuda":  # products in float32 are products of float32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+    cases: list[Case] = args.cases
+    goals: list[Goal] = [] if args.tiny else cpu_goals() if args.cpu else gpu_goals()
+    rates = _matmul_rates(cases, device)
+    num_draws = TINY_NUM_DRAWS if args.tiny else QUICK_NUM_DRAWS if args.quick or args.cpu else NUM_DRAWS
+    rounds = ROUNDS if not (args.quick or args.cpu or args.tiny) else QUICK_ROUNDS
+    settings = Settings(num_draws, rounds, deadline, rates)
+    result: dict[str, Any] = {
+        "device": device.type,
+        "rounds": rounds,
+        "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "matmul_flops_per_s": rates[cases[0].dtype],
+        "matmul_flops_per_s_by_dtype": {dtype_name(dtype): rate for dtype, rate in rates.items()},
+        **machine,
+        "seconds": 0.0,
+        "goals": judge(goals, []),
+        "cases": [],
+    }
+    stage: Stage | None = None
+    for case in cases:
+        if stage is not None and stage.setting.workload != case.workload:
+            stage = None
+            _forget(device)
+        recorded, stage = _measure(case, stage, device, settings)
+        result["cases"].append(recorded)
+        result["goals"] = judge(goals, result["cases"])
+        result["seconds"] = round(time.perf_counter() - start, 1)
+        _write(result, args.output)  # after each case, so that a run that is stopped leaves what it has
+        print(*case_lines(recorded), f"    {result['seconds']:.0f} s since the start", sep="\n", flush=True)
+    if goals:
+        print("", *goal_lines(result["goals"]), sep="\n")
+    products = ", ".join(f"{dtype_name(dtype)} {rate / 1e12:.2f}" for dtype, rate in rates.items())
+    print(f"\n{len(cases)} cases in {result['seconds']:.0f} s; matrix products in TFLOP/s: {products}")
+
+
+def _measure(
+    case: Case, stage: Stage | None, device: torch.device, settings: Settings
+) -> tuple[dict[str, Any], Stage | None]:
+    """Measure a case, whatever happens."""
+    if settings.deadline.passed():
+        return not_measured(case, "not reached", "no time was left"), stage
+    try:
+        stage = stage or Stage(case.workload, device)
+        return measure(case, stage, settings), stage
+    except Exception as error:  # the workload itself does not fit, say: the other cases go on
+        return not_measured(case, "failed", f"{type(error).__name__}: {error}"[:1000]), None
+
+
+def _matmul_rates(cases: Sequence[Case], device: torch.device) -> dict[torch.dtype, float]:
+    """FLOP/s of a large product in each precision that occurs, the first case's first."""
+    found = dict.fromkeys(
+        dtype
+        for case in cases
+        for dtype in (case.dtype, *(PROVIDERS[name].precision_in(case.dtype) for name in case.providers))
+    )
+    return {dtype: measure_ceilings(dtype, MATMUL_ROUNDS, device).matmul_flops_per_s for dtype in found}
+
+
+def _forget(device: torch.device) -> None:
+    """Free what a workload took, and all that was compiled for it."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _write(result: dict[str, Any], output: Path | None) -> None:
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.step",
+        description="Time training steps of StochCA and of what a user would run instead.",
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="what the goals are about, on a GPU")
+    size.add_argument("--cpu", action="store_true", help="a reduced set on the CPU")
+    size.add_argument("--tiny", action="store_true", help="a model of no use on the CPU, in seconds")
+    parser.add_argument("--only", metavar="REGEX", default="", help="cases whose name matches")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write a JSON file")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help=f"after which nothing new is begun; default {QUICK_SECONDS:g} with --quick, else none",
+    )
+    args = parser.parse_args(arguments)
+    if not (args.cpu or args.tiny) and not torch.cuda.is_available():
+        parser.error("there is no GPU: use --cpu")
+    if args.budget is None and args.quick:
+        args.budget = QUICK_SECONDS
+    chosen = (
+        tiny_cases if args.tiny else cpu_cases if args.cpu else quick_gpu_cases if args.quick else gpu_cases
+    )
+    args.cases = [case for case in chosen() if re.search(args.only, case.name)]
+    if not args.cases:
+        parser.error(f"--only {args.only}: no case has such a name")
+    return args
+
+
+if __name__ == "__main__":
+    main()

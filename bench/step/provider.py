@@ -1,0 +1,45 @@
+"""Somebody who runs the step of a workload."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench.cost import ALL_SAVINGS, Savings
+from bench.step.training import Forward, TrainingStep
+from bench.step.workloads import Setting
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Somebody who runs a step.
+
+    Args:
+        name: As in the results.
+        build: From a setting to the forward; called once for all cases of the setting.
+        savings: What of the work it leaves out, by which its FLOPs are counted; None for plain fine-tuning,
+            which never reads the source and knows no coin.
+        precision: Of its arithmetic; None for the case's.
+        compiled: Compiled, and compared with those of ours that are.
+        step: How a step is run.
+    """
+
+    name: str
+    build: Callable[[Setting], Forward]
+    savings: Savings | None = ALL_SAVINGS
+    precision: torch.dtype | None = None
+    compiled: bool = False
+    step: Callable[..., TrainingStep] = TrainingStep
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether the source takes memory, and coins say what is computed."""
+        return self.savings is not None
+
+    def coins(self, drawn: Sequence[bool]) -> tuple[bool, ...]:
+        """What its step computes where these coins are drawn: plain fine-tuning reads no source."""
+        return tuple(coin and self.reads_source for coin in drawn)
+
+    def precision_in(self, dtype: torch.dtype) -> torch.dtype:
+        """Precision of its arithmetic in a case of one dtype."""
+        return self.precision or dtype
