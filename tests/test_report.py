@@ -5,36 +5,20 @@ import shutil
 
 import pytest
 
-from bench.digest import digests
 from bench.report.__main__ import main
 from bench.report.pages import PAGES, render
 from bench.report.recorded import Results
+from tests.recorded import make_checkout, record
 
 NOTE = "**Stale**: measured at commit 0123456789ab"
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A repository of one file, whose result is in its page."""
-    results = Results(tmp_path)
-    (tmp_path / "bench" / "results").mkdir(parents=True)
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "one.py").write_text("x = 1  # one\n")
+    """A repository whose result is of the code that it has."""
+    results = make_checkout(tmp_path)
     record(results, "scaling", {"value": 3})
     return results
-
-
-def record(results, name, result):
-    where = {
-        "machine": "a machine",
-        "gpu": None,
-        "versions": {"python": "3.11.7", "stochca": "0.1.0", "torch": "2.11.0", "triton": None},
-        "commit": "0123456789abcdef",
-        "dirty": False,
-        "code": digests(["code"], results.root),
-    }
-    path = results.root / "bench" / "results" / f"{name}.json"
-    path.write_text(json.dumps({**where, **result}))
 
 
 def section(results):

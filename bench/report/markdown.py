@@ -55,8 +55,16 @@ def commit(result: Mapping[str, Any]) -> str:
 
 
 def device(result: Mapping[str, Any]) -> str:
+    """What it was measured on, with its driver."""
+    gpu = _gpu(result)
+    return f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}" if gpu else result["machine"]
+
+
+def device_name(result: Mapping[str, Any]) -> str:
     """What it was measured on."""
-    gpu = result.get("gpu")
-    if gpu and result.get("device") != "cpu":
-        return f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}"
-    return result["machine"]
+    gpu = _gpu(result)
+    return gpu["name"] if gpu else result["machine"]
+
+
+def _gpu(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return None if result.get("device") == "cpu" else result.get("gpu")

@@ -3,14 +3,25 @@
 import re
 from collections.abc import Callable, Mapping
 
-from bench.report import method, operator
+from bench.report import benchmarks, method, operator
 from bench.report.recorded import Results
 
 Section = Callable[[Results], str]
 
 PAGES: Mapping[str, Mapping[str, Section]] = {
-    "README.md": {"counts": method.counts, "demo": method.demo},
+    "README.md": {
+        "counts": method.counts,
+        "step": benchmarks.readme_gpu,
+        "step-cpu": benchmarks.readme_cpu,
+        "demo": method.demo,
+    },
     "docs/kernels.md": {"prediction": operator.prediction, "programs": operator.programs},
+    "docs/benchmarks.md": {
+        "goals": benchmarks.goals,
+        "step": benchmarks.gpu,
+        "prediction": benchmarks.prediction,
+        "step-cpu": benchmarks.cpu,
+    },
 }
 
 

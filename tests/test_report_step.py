@@ -1,0 +1,242 @@
+"""Tables of steps and their pictures say what was recorded of everybody, losers and failures included."""
+
+import re
+
+import pytest
+
+from bench.report import benchmarks, pictures, plots, step
+from bench.report.__main__ import main
+from bench.report.pages import PAGES
+from tests.recorded import make_case, make_checkout, make_step, record, timed
+
+OUT_OF_MEMORY = {"status": "out of memory", "reason": "OutOfMemoryError: 9 GiB <a|b>\nsecond line"}
+
+
+def rows(text):
+    """Cells of all lines of a table."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return make_checkout(tmp_path)
+
+
+@pytest.fixture
+def measured():
+    """Two p, three image sizes, an ablation, goals; ours loses to plain, somebody fails."""
+    everybody = {
+        "plain": timed(40.0, peak_mib_without_frozen=1000.0, flops=8e12, mfu=0.25),
+        "ours": timed(50.0, peak_mib_without_frozen=900.0, flops=9e12, mfu=0.2),
+        "by hand": timed(100.0, peak_mib_without_frozen=None, flops=10e12, mfu=0.125),
+        "as published": OUT_OF_MEMORY,
+    }
+    eager = {name: everybody[name] for name in ("plain", "ours")}
+    sizes = [make_case(eager, "N", batch=16, image_size=size) for size in (448, 224, 320)]
+    goals = [
+        {"goal": "over plain", "at_most": 1.0, "value": 1.25, "verdict": "missed"},
+        {"goal": "over published", "at_least": 10.0, "value": None, "verdict": "not measured"},
+        {"goal": "over by hand", "at_most": 0.8, "value": 0.5, "verdict": "reached"},
+    ]
+    return make_step(
+        make_case(everybody),
+        make_case(eager, p=0.5),
+        *sizes,
+        make_case({"ours": timed(50.0), "ours, all rows": timed(60.0)}, "ablation"),
+        device="cuda",
+        matmul_flops_per_s={"bfloat16": 800e12},
+        goals=[{**goal, "case": "main vit-B128 bfloat16 p=0.1"} for goal in goals],
+    )
+
+
+def test_a_case_has_a_row_for_everybody(measured):
+    header, _, *lines = rows(step.case_table(measured["cases"][0]))
+    assert header == [
+        "provider",
+        "p50 (p20-p80), ms",
+        "mean over coins, ms",
+        "peak without frozen, MiB",
+        "TFLOP a step",
+        "MFU",
+        "ours / it",
+    ]
+    assert lines == [
+        ["plain", "40.0 (36.0-44.0)", "40.0 ± 4.0", "1000", "8.00", "25%", "**1.25**"],
+        ["ours", "50.0 (45.0-55.0)", "50.0 ± 5.0", "900", "9.00", "20%", "-"],
+        ["by hand", "100 (90.0-110)", "100 ± 10", "-", "10.0", "12%", "0.50"],
+        ["as published", "*out of memory*", "-", "-", "-", "-", "-"],
+    ]
+
+
+@pytest.mark.parametrize("status", ["wrong", "failed", "unsupported", "not reached", "checked"])
+def test_whoever_was_not_timed_is_named_with_a_reason(status):
+    case = make_case({"ours": timed(1.0), "other": {"status": status, "reason": "because"}})
+    result = make_step(case)
+    assert f"| other | *{status}* |" in step.case_table(case)
+    assert step.failures(result) == f"- ViT, B=128, bfloat16, p=0.1, other: *{status}*, because"
+
+
+def test_a_reason_is_one_line_of_text():
+    result = make_step(make_case({"ours": timed(1.0), "other": OUT_OF_MEMORY}))
+    assert step.failures(result).endswith("OutOfMemoryError: 9 GiB &lt;a|b>")
+    long = {"status": "failed", "reason": "x" * 5000}
+    assert len(step.failures(make_step(make_case({"ours": timed(1.0), "other": long})))) < 300
+
+
+def test_a_case_of_which_nothing_was_measured_has_its_rows():
+    refused = {"status": "not reached", "reason": "no time was left"}
+    assert rows(step.case_table(make_case({"plain": refused})))[2:] == [["plain", "*not reached*", "-"]]
+
+
+def test_times_over_p_come_from_all_cases_of_a_setting(measured):
+    text = step.p_tables(measured)
+    assert rows(text)[0][1:] == ["0.1", "0.5"]
+    assert ["ours", "50.0", "50.0"] in rows(text)
+    assert ["by hand", "100 (0.50)", "-"] in rows(text)
+    assert ["as published", "*out of memory*", "-"] in rows(text)
+
+
+def test_growth_is_in_the_order_of_what_grows(measured):
+    assert rows(step.growth_tables(measured))[0][1:] == ["224", "320", "448"]
+    depths = [make_case({"ours": timed(9.0)}, "depth", depth=depth) for depth in (12, 4)]
+    assert rows(step.growth_tables(make_step(*depths)))[0][1:] == ["4", "12"]
+    unknown = make_case({"ours": {"status": "not reached"}}, "N", image_size=None)
+    assert step.growth_tables(make_step(unknown)) == ""
+
+
+def test_goals_are_reached_missed_or_neither(measured):
+    assert rows(step.goal_table(measured)) == [
+        ["goal", "goal is", "ViT, B=128, bfloat16, p=0.1"],
+        ["---", "---:", "---:"],
+        ["over plain", "<= 1.00", "**1.250 missed**"],
+        ["over published", ">= 10.00", "**not measured**"],
+        ["over by hand", "<= 0.80", "0.500 reached"],
+    ]
+
+
+def test_time_of_kernels_is_a_table_of_its_own():
+    case = make_case({"ours": timed(9.0, breakdown={"attention": 2.0, "idle": 0.0}), "plain": timed(8.0)})
+    assert rows(step.breakdown_table(case))[2:] == [["ours", "2.00", "0.00"]]
+    assert "time of kernels" in step.main_tables(make_step(case))
+    assert step.breakdown_table(make_case({"ours": timed(9.0)})) == ""
+
+
+def test_what_is_not_measured_is_said_with_its_command_and_predicted(checkout):
+    for text in (benchmarks.readme_gpu(checkout), benchmarks.goals(checkout)):
+        assert "*prediction*" in text
+        assert "`python3 -m bench.step --quick --output bench/results/step.json` measures it" in text
+        assert "*measured*" not in text
+    for section in (benchmarks.readme_cpu, benchmarks.cpu):
+        assert section(checkout).startswith("Not measured yet: `python -m bench.step --cpu")
+    assert pictures.pictures(checkout) == {}
+
+
+def test_a_measurement_takes_the_place_of_the_prediction(checkout, measured):
+    record(checkout, "step", measured)
+    text = benchmarks.readme_gpu(checkout)
+    assert "*measured* on a GPU, driver 570.1, CUDA 12.8" in text.replace("\n", " ")
+    assert "prediction" not in text
+    assert ["plain", "40.0 (**1.25**)", "40.0 (**1.25**)", "1000"] in rows(text)
+    assert "**1.250 missed**" in text
+    assert "![Step over p: ViT, B=128, bfloat16](docs/figures/step-time-over-p.svg)" in text
+    page = benchmarks.gpu(checkout)
+    for heading in ("Main workloads", "Over p", "Growth", "Ablation", "Not timed", "Pictures"):
+        assert f"### {heading}" in page
+    assert "800 TFLOP/s bfloat16" in page.replace("\n", " ")
+
+
+def test_a_result_without_cases_is_rendered(checkout):
+    record(checkout, "step-cpu", make_step())
+    assert benchmarks.readme_cpu(checkout) == "No main case was measured."
+    assert "Measured on a machine" in benchmarks.cpu(checkout)
+    assert pictures.pictures(checkout) == {}
+
+
+def test_stale_results_stay_and_say_so(checkout, measured):
+    record(checkout, "step", measured)
+    fresh = benchmarks.readme_gpu(checkout), benchmarks.gpu(checkout), benchmarks.goals(checkout)
+    before = pictures.pictures(checkout)
+    (checkout.root / "code" / "one.py").write_text("x = 2\n")
+    stale = benchmarks.readme_gpu(checkout), benchmarks.gpu(checkout), benchmarks.goals(checkout)
+    for now, then in zip(stale, fresh, strict=True):
+        assert "**Stale**: measured at commit 0123456789ab" in now
+        assert set(then.splitlines()) <= set(now.splitlines())
+    for name, picture in pictures.pictures(checkout).items():
+        assert picture.title.endswith("a GPU, stale")
+        assert plots.digest(picture) != plots.digest(before[name])
+
+
+def test_pictures_show_what_was_recorded(checkout, measured):
+    record(checkout, "step", measured)
+    drawn = pictures.pictures(checkout)
+    assert list(drawn) == [
+        f"step-{kind}" for kind in ("time-over-p", "memory-over-p", "time-over-size", "ablation", "roofline")
+    ]
+    assert drawn["step-time-over-p"].lines["plain"] == [(0.1, 40.0), (0.5, 40.0)]
+    assert drawn["step-time-over-p"].lines["by hand"] == [(0.1, 100.0)]
+    assert drawn["step-memory-over-p"].lines.keys() == {"plain", "ours"}, "null is no memory"
+    assert drawn["step-time-over-size"].lines["ours"] == [(224, 50 / 16), (320, 50 / 16), (448, 50 / 16)]
+    assert drawn["step-ablation"].bars == {"ours": (50.0, 5.0), "ours, all rows": (60.0, 6.0)}
+    assert drawn["step-roofline"].points["plain"] == pytest.approx((8.0, 200.0))
+    assert drawn["step-roofline"].roof == 800.0
+
+
+def test_memory_of_a_cpu_is_what_is_kept_for_the_backward(checkout):
+    entries = {"ours": timed(9.0, peak_mib_without_frozen=None, saved_mib=77.0)}
+    record(checkout, "step-cpu", make_step(make_case(entries), make_case(entries, p=0.5)))
+    picture = pictures.pictures(checkout)["step-cpu-memory-over-p"]
+    assert picture.lines == {"ours": [(0.1, 77.0), (0.5, 77.0)]}
+    assert picture.y == "saved for the backward, MiB"
+
+
+def test_everybody_in_a_picture_looks_different():
+    names = ["ours", "ours compiled", "plain", "as published", "as published, autocast", "ours, all rows"]
+    looks = [(s["color"], s["marker"], s["linestyle"]) for s in plots._styles([*names, "a", "b", "c"])]
+    assert len(set(looks)) == len(looks)
+
+
+def write_pages(results):
+    """Pages with nothing in their sections that are about steps, and no others."""
+    for page, sections in PAGES.items():
+        text = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in sections)
+        (results.root / page).write_text(text)
+
+
+def test_check_fails_until_pages_and_pictures_are_written(checkout, measured, monkeypatch, capsys):
+    for page in PAGES:
+        about_steps = {name: of for name, of in PAGES[page].items() if of.__module__ == benchmarks.__name__}
+        monkeypatch.setitem(PAGES, page, about_steps)
+    record(checkout, "step", measured)
+    write_pages(checkout)
+    assert main(["--check"], checkout) == 1
+    said = capsys.readouterr().out
+    assert "README.md, section step: differs" in said
+    assert "docs/figures/step-roofline.svg: differs" in said
+    assert not (checkout.root / "docs" / "figures").exists()
+
+    assert main([], checkout) == 0
+    assert main(["--check"], checkout) == 0
+    files = {path: path.read_bytes() for path in checkout.root.rglob("*") if path.suffix in (".md", ".svg")}
+    for path in files:
+        path.unlink() if path.suffix == ".svg" else None
+    assert main([], checkout) == 0
+    assert all(path.read_bytes() == content for path, content in files.items()), "the same every time"
+    linked = re.findall(r"\]\((figures/.*?\.svg)\)", (checkout.root / "docs" / "benchmarks.md").read_text())
+    assert {f"docs/{name}" for name in linked} == {
+        path.relative_to(checkout.root).as_posix() for path in files if path.suffix == ".svg"
+    }
+
+    measured["cases"][0]["providers"]["plain"]["mean_ms"] = 41.0
+    record(checkout, "step", measured)
+    capsys.readouterr()
+    assert main(["--check"], checkout) == 1
+    said = capsys.readouterr().out
+    assert "docs/benchmarks.md, section step: differs" in said
+    assert "docs/figures/step-time-over-p.svg: differs" in said
+    assert "step-ablation.svg" not in said
+
+    (checkout.root / "bench" / "results" / "step.json").unlink()
+    assert main([], checkout) == 0
+    assert not list((checkout.root / "docs" / "figures").glob("*.svg")), "nothing is recorded for them"
