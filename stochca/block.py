@@ -62,10 +62,10 @@ def target_step(
     Returns:
         Tokens `[B, num_rows or N, C]`.
     """
-    y = _normalized(block, x)
+    y = normalized(block, x)
     out = cross_attention(block.attn, y, source_kv, coin, num_queries=num_rows, impl=impl)
     x = x if num_rows is None else x[:, :num_rows]
-    return _residuals(block, x, out, masks)
+    return residuals(block, x, out, masks)
 
 
 def source_step(
@@ -87,25 +87,26 @@ def source_step(
     """
     if not need_kv:
         return None, None, target_step(block, x, None, False, impl=impl) if advance else x
-    y = _normalized(block, x)
+    y = normalized(block, x)
     source_kv = pair = key_value(block.attn, y)
     if advance or not few_queries:
         # Apart from the queries, so that only keys and values stay in memory until the backward.
         pair = pair_of(pair, block.attn.num_heads)
     if advance:
         out = stochca_attention(query(block.attn, y), pair, None, False, scale=block.attn.scale, impl=impl)
-        x = _residuals(block, x, merge_heads(block.attn, out, y))
+        x = residuals(block, x, merge_heads(block.attn, out, y))
     projection = source_kv if isinstance(source_kv, Projection) else None
     return source_kv if few_queries else pair, projection, x
 
 
-def _normalized(block: Block, x: Tensor) -> Tensor:
+def normalized(block: Block, x: Tensor) -> Tensor:
     """The tokens that attention projects, cast once for all its products."""
     y = block.norm1(x)
     return y.to(product_dtype(y))
 
 
-def _residuals(block: Block, x: Tensor, attention: Tensor, masks: Masks = None) -> Tensor:
+def residuals(block: Block, x: Tensor, attention: Tensor, masks: Masks = None) -> Tensor:
+    """Add the branch of attention to the tokens, then that of the MLP."""
     branch = block.ls1(attention)
     x = x + (branch if masks is None else branch * masks[0])
     branch = block.ls2(block.mlp(block.norm2(x)))

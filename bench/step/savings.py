@@ -97,20 +97,28 @@ def unpacked(setting: Setting) -> Patched:
 class SourceFirst(StochCA):
     """StochCA whose source has run as far as it is needed when its target starts."""
 
-    @torch.no_grad()
     def _source_stem(self, images: Tensor) -> Tensor:
         assert self.plan is not None
-        coins, last, first_row = self.plan.coins, self.plan.source_blocks, self.plan.first_class_row_block
+        return self.hand_over(self.run_source(images, self.plan))
+
+    @torch.no_grad()
+    def run_source(self, images: Tensor, plan: StepPlan) -> list[tuple[Any, ...]]:
+        """What the source hands over to each block of the target, and its tokens last."""
+        first_row = plan.first_class_row_block
         has_rows = self.class_rows and num_class_rows(self.target) is not None
-        x = super()._source_stem(images)
-        results = []
-        for i, block in enumerate(self.source.blocks[:last]):
+        x, results = super()._source_stem(images), []
+        for i, block in enumerate(self.source.blocks[: plan.source_blocks]):
+            need_kv, advance = plan.coins[i] is not False, i + 1 < plan.source_blocks
             few = has_rows and i >= first_row
-            results.append(source_step(block, x, coins[i] is not False, i + 1 < last, few, self.impl))
+            results.append(source_step(block, x, need_kv, advance, few, self.impl))
             x = results[-1][-1]
+        return results
+
+    def hand_over(self, results: list[tuple[Any, ...]]) -> Tensor:
+        """Let the lockstep find what was computed before, block by block."""
         remaining = iter(results)
         self._source_step = lambda *_: next(remaining)
-        return x
+        return results[-1][-1]
 
 
 def _model(setting: Setting) -> StochCA:

@@ -1,0 +1,57 @@
+"""Other ways to run a step compute the same step. Those that need a GPU are checked in tests/gpu."""
+
+import pytest
+import torch
+
+from bench.step import experiments
+from bench.step.workloads import TINY, Setting
+from stochca import StochCA
+
+DRAWS = [(True, False, True, False), (False, True, True, True), (True, True, False, True), (False,) * 4]
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return Setting.make(TINY, torch.device("cpu"))
+
+
+def outcome(forward, setting, coins):
+    logits = forward(setting.images, coins)
+    return logits, torch.autograd.grad(
+        logits.square().sum(), list(setting.target.parameters()), allow_unused=True
+    )
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-4, atol=1e-4)
+    for grad, other in zip(actual[1], expected[1], strict=True):
+        if grad is not None and other is not None:
+            torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("impl", ["sdpa", "triton"])
+@pytest.mark.parametrize("coins", DRAWS)
+def test_one_launch_computes_the_same_step(coins, impl, setting):
+    ours = StochCA(setting.target, setting.source).train()
+    expected = outcome(lambda x, c: ours(x, coins=c), setting, coins)
+    for fused in (False, True):
+        variant = experiments.one_launch(setting, fused)
+        variant.model.impl = impl
+        assert_same(outcome(variant, setting, coins), expected)
+
+
+def test_recomputation_computes_the_same_step(setting):
+    ours = StochCA(setting.target, setting.source).train()
+    for coins in DRAWS:
+        expected = outcome(lambda x, c: ours(x, coins=c), setting, coins)
+        assert_same(outcome(experiments.recomputing(setting), setting, coins), expected)
+
+
+def test_what_ran_before_is_handed_over_block_by_block(setting):
+    """As a source that was prefetched is."""
+    ours, handing = StochCA(setting.target, setting.source).train(), experiments._Handing
+    model = handing(setting.target, setting.source).train()
+    for coins in DRAWS[:3]:
+        model.handed = model.run_source(setting.images, experiments.StepPlan(coins))
+        expected = outcome(lambda x, c: ours(x, coins=c), setting, coins)
+        assert_same(outcome(lambda x, c: model(x, coins=c), setting, coins), expected)
