@@ -68,3 +68,11 @@ def growth(result: Mapping[str, Any], study: str) -> list[Case]:
     value = AXES[study][1]
     known = [(at, case) for case in of_study(result, study) if (at := value(case)) is not None]
     return [case for _, case in sorted(known, key=lambda pair: pair[0])]
+
+
+def matmul_rates(result: Mapping[str, Any]) -> dict[str, float]:
+    """FLOP/s of large products in the same run, by precision; if one is known, that of the first case."""
+    rates = result.get("matmul_flops_per_s_by_dtype")
+    if rates is None and result.get("matmul_flops_per_s") and result.get("cases"):
+        rates = {result["cases"][0]["dtype"]: result["matmul_flops_per_s"]}
+    return rates or {}

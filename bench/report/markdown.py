@@ -40,6 +40,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - magnitude)}f}"
 
 
+def flops_unit(flops: Iterable[float]) -> tuple[float, str]:
+    """The unit for some FLOPs, or FLOP/s, and its name."""
+    return (1e12, "TFLOP") if max(flops, default=0.0) >= 1e12 else (1e9, "GFLOP")
+
+
 def provenance(result: Mapping[str, Any]) -> str:
     """Where a result comes from, in a line."""
     versions = ", ".join(

@@ -3,8 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.report.cases import Case, Entry, growth, of_study, over_p, provider_names, timed, title
-from bench.report.markdown import device_name
+from bench.report.cases import (
+    Case,
+    Entry,
+    growth,
+    matmul_rates,
+    of_study,
+    over_p,
+    provider_names,
+    timed,
+    title,
+)
+from bench.report.markdown import device_name, flops_unit
 from bench.report.plots import Bars, Lines, Picture, Points
 from bench.report.recorded import Results
 
@@ -80,19 +90,20 @@ def ablation(result: Mapping[str, Any], where: str) -> Picture | None:
 def roofline(result: Mapping[str, Any], where: str) -> Picture | None:
     """What everybody in the first main case computes, and how fast."""
     for case in of_study(result, "main"):
-        points = {
-            name: (entry["flops"] / 1e12, entry["flops"] / (entry["mean_ms"] / 1e3) / 1e12)
-            for name, entry in timed(case).items()
-            if entry.get("flops")
-        }
-        if points:
-            rate = matmul_rate(result, case["dtype"])
+        counted = {name: entry for name, entry in timed(case).items() if entry.get("flops")}
+        rates = {name: 1e3 * entry["flops"] / entry["mean_ms"] for name, entry in counted.items()}
+        roof = matmul_rates(result).get(case["dtype"])
+        of_step, step_unit = flops_unit(entry["flops"] for entry in counted.values())
+        of_rate, rate_unit = flops_unit([*rates.values(), roof or 0.0])
+        if counted:
             return Points(
                 title=f"FLOPs and their rate: {title(case)}\n{where}",
-                x="FLOPs of a step, counted, TFLOP",
-                y="rate, TFLOP/s",
-                points=points,
-                roof=None if rate is None else rate / 1e12,
+                x=f"FLOPs of a step, counted, {step_unit}",
+                y=f"rate, {rate_unit}/s",
+                points={
+                    name: (entry["flops"] / of_step, rates[name] / of_rate) for name, entry in counted.items()
+                },
+                roof=None if roof is None else roof / of_rate,
                 roof_name=f"products, {case['dtype']}",
                 through="plain",
                 through_name="as long as plain",
@@ -107,12 +118,6 @@ STEP_PICTURES: Mapping[str, Drawn] = {
     "ablation": ablation,
     "roofline": roofline,
 }
-
-
-def matmul_rate(result: Mapping[str, Any], dtype: str) -> float | None:
-    """FLOP/s that products reached in the same run, None where that is not known."""
-    rates = result.get("matmul_flops_per_s")
-    return rates.get(dtype) if isinstance(rates, Mapping) else rates
 
 
 def links(drawn: Mapping[str, Picture], folder: str) -> str:

@@ -8,6 +8,7 @@ from bench.report.cases import (
     Case,
     Entry,
     growth,
+    matmul_rates,
     not_timed,
     of_study,
     over_p,
@@ -16,10 +17,9 @@ from bench.report.cases import (
     timed,
     title,
 )
-from bench.report.markdown import NOTHING, item, number, table
+from bench.report.markdown import NOTHING, flops_unit, item, number, table
 
 Column = Callable[[Entry], str | None]
-GIGA, TERA = 1e9, 1e12
 
 
 def goal_table(result: Mapping[str, Any]) -> str:
@@ -37,7 +37,7 @@ def goal_table(result: Mapping[str, Any]) -> str:
 def case_table(case: Case) -> str:
     """Everybody in one case, whether timed or not, with all that was measured of them."""
     entries, ratios = case["providers"], case.get("ratios", {})
-    unit, name = _flops_unit(entries.values())
+    unit, name = flops_unit(entry.get("flops") or 0.0 for entry in entries.values())
     optional: dict[str, Column] = {
         "mean over coins, ms": _with_spread,
         "images/s": lambda entry: _number(entry, "images_per_s"),
@@ -48,7 +48,7 @@ def case_table(case: Case) -> str:
         f"{name} a step": lambda entry: _number(entry, "flops", unit),
         "MFU": lambda entry: f"{entry['mfu']:.0%}" if entry.get("mfu") is not None else None,
         "error of logits, gradients": _errors,
-        "setup, s": lambda entry: _number(entry, "setup_s"),
+        "setup, s": lambda entry: f"{entry['setup_s']:.1f}" if "setup_s" in entry else None,
     }
     columns: dict[str, Column] = {"p50 (p20-p80), ms": _percentiles}
     columns |= {name: of for name, of in optional.items() if any(of(e) is not None for e in entries.values())}
@@ -71,7 +71,7 @@ def breakdown_table(case: Case) -> str:
         [name, *(number(times[kind]) if kind in times else NOTHING for kind in categories)]
         for name, times in known.items()
     ]
-    return table(["time of kernels, ms", *categories], rows)
+    return table(["where the time goes, ms", *categories], rows)
 
 
 def comparison(cases: Sequence[Case], axis: str, extra: tuple[str, Mapping[str, str]] | None = None) -> str:
@@ -104,11 +104,11 @@ def headline(result: Mapping[str, Any], case: Case) -> str:
 
 def rates(result: Mapping[str, Any]) -> str:
     """What MFU is relative to, in a sentence."""
-    found = result.get("matmul_flops_per_s")
+    found = matmul_rates(result)
     if not found:
         return ""
-    by_dtype = found if isinstance(found, Mapping) else {"": found}
-    listed = ", ".join(f"{number(rate / TERA)} TFLOP/s {dtype}".strip() for dtype, rate in by_dtype.items())
+    unit, name = flops_unit(found.values())
+    listed = ", ".join(f"{number(rate / unit)} {name}/s {dtype}" for dtype, rate in found.items())
     return f"MFU: FLOPs of the step, counted, at the rate of a large product in the same run, {listed}."
 
 
@@ -208,8 +208,3 @@ def _errors(entry: Entry) -> str | None:
 
 def _number(entry: Entry, key: str, unit: float = 1.0) -> str | None:
     return None if entry.get(key) is None else number(entry[key] / unit)
-
-
-def _flops_unit(entries: Iterable[Entry]) -> tuple[float, str]:
-    largest = max((entry.get("flops") or 0.0 for entry in entries), default=0.0)
-    return (TERA, "TFLOP") if largest >= TERA else (GIGA, "GFLOP")
