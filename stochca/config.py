@@ -35,6 +35,9 @@ class ModelOptions:
     drop_path: float = _option(0.0, "stochastic depth rate of the target")
     model_kwargs: dict[str, Any] = _option({}, "further arguments of the timm model, as {depth: 2, ...}")
     grad_checkpointing: bool = _option(False, "recompute each block in the backward pass, to save memory")
+    recompute: bool = _option(
+        False, "recompute norms, activations and the source's keys and values in the backward, to save memory"
+    )
     torchcompile: bool = _option(False, "compile the blocks with torch.compile")
 
 
@@ -48,6 +51,9 @@ class StochCAOptions:
     per: Literal["batch", "sample"] = _option("batch", "draw one coin per block, or one per block and sample")
     mode: Literal["stochastic", "mix", "sum", "concat"] = _option(
         "stochastic", "the paper's coin, or a deterministic alternative: (1-p) SA + p CA, SA + CA, joint keys"
+    )
+    source_dtype: Literal["float32", "bfloat16", "float16", "float8"] | None = _option(
+        None, "hold the source's weights so; --amp-dtype if not given; float8 is not exact and needs torchao"
     )
     impl: Literal["auto", "triton", "sdpa", "reference"] = _option("auto", "implementation of the attention")
 
@@ -161,6 +167,13 @@ class FinetuneOptions(
             unit="drop_path smoothing hflip reprob",
             share="layer_decay crop_pct",
         )
+        arithmetic = self.amp_dtype if self.amp else "float32"
+        fitting = (arithmetic, "float8") if arithmetic == "bfloat16" else (arithmetic,)
+        if self.source_dtype not in (None, *fitting):
+            raise ValueError(
+                f"--source-dtype {self.source_dtype} does not fit steps in {arithmetic}, "
+                f"which take {' or '.join(fitting)}: see --amp and --amp-dtype"
+            )
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"--clip-grad must be positive, got {self.clip_grad}")
         if self.seed > MAX_SEED:

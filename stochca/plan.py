@@ -130,7 +130,11 @@ class CoinSampler:
         if self.per == "batch":
             return tuple((generator.random(self.depth) < p).tolist())
         coins = generator.random((self.depth, batch_size)) < p[:, None]
-        on_device = torch.from_numpy(coins).to(device)
+        on_device = torch.from_numpy(coins)
+        if torch.device(device).type == "cuda":
+            on_device = on_device.pin_memory().to(device, non_blocking=True)  # the step waits for nothing
+        else:
+            on_device = on_device.to(device)
         # A block whose samples agree is an ordinary one, with all that can be left out there.
         return tuple(
             bool(row.any()) if row.any() == row.all() else tensor

@@ -15,6 +15,9 @@ from stochca.data import Images, check_classes, open_images
 from stochca.model import StochCA
 from stochca.vit import TimmViT
 
+# Of torch: one kernel for all parameters, on the CPU too.
+_FUSED = ("adam", "adamw", "sgd")
+
 
 def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
     """The model that the options describe."""
@@ -32,6 +35,8 @@ def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
             per=options.per,
             mode=options.mode,
             seed=options.seed,
+            recompute=options.recompute,
+            source_dtype=options.source_dtype or (options.amp_dtype if options.amp else None),
             impl=options.impl,
             drop_path_rate=options.drop_path,
             **overlay,
@@ -97,7 +102,8 @@ def create_optimizer(target: TimmViT, options: OptimizerOptions) -> torch.optim.
             if parameters:
                 scale = group.get("lr_scale", 1.0) * factor
                 split.append({**group, "params": parameters, "lr_scale": scale})
-    return create_optimizer_v2(split, opt=options.opt, lr=options.lr, momentum=options.momentum)
+    fused = {"fused": True} if options.opt in _FUSED else {}
+    return create_optimizer_v2(split, opt=options.opt, lr=options.lr, momentum=options.momentum, **fused)
 
 
 def create_schedule(

@@ -155,7 +155,7 @@ class Trainer:
             images, target = next(batches)
             if not self.options.skip_corrupt:
                 self.train_images.check_readable()
-            images, target = images.to(self.device), target.to(self.device)
+            images, target = (t.to(self.device, non_blocking=True) for t in (images, target))
             with autocast(self.options, self.device):
                 loss = self.criterion(self.model(images), target) / num_batches
             mean_loss += loss.detach()

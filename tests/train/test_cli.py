@@ -78,7 +78,8 @@ def test_the_flags_are_those_of_timm():
         --color-jitter --reprob --amp --amp-dtype --seed --output --resume --device --grad-accum-steps
         --clip-grad --grad-checkpointing --torchcompile --log-interval --val-interval --recovery-interval
         --eval-metric --model-kwargs"""
-    own = """--p --per --mode --impl --head-lr-mult --steps --warmup-steps --skip-corrupt --log-tensorboard"""
+    own = """--p --per --mode --impl --head-lr-mult --steps --warmup-steps --skip-corrupt --log-tensorboard
+        --recompute --source-dtype"""
     assert ours == {*timms.split(), *own.split()}
 
 

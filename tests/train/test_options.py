@@ -39,6 +39,8 @@ REACHES = [
     ("img_size", 40, in_evaluation("CenterCrop", lambda step: step.size[0])),
     ("model_kwargs", {**TINY, "depth": 3}, lambda run: {**TINY, "depth": len(run.model.target.blocks)}),
     ("grad_checkpointing", True, lambda run: run.model.target.grad_checkpointing),
+    ("recompute", True, lambda run: run.model.recompute),
+    ("source_dtype", "float32", lambda run: run.model.source_dtype),
     ("batch_size", 5, lambda run: run.loader.loader.batch_sampler.batch_size),
     ("batch_size", 5, lambda run: run.val_loader.loader.batch_size),
     ("validation_batch_size", 7, lambda run: run.val_loader.loader.batch_size),
@@ -81,6 +83,39 @@ def test_an_option_reaches_what_it_is_for(make_options, name, value, read):
 def test_momentum_reaches_the_optimizer(make_options):
     optimizer = Trainer(make_options(opt="sgd", momentum=0.3)).optimizer
     assert {group["momentum"] for group in optimizer.param_groups} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [
+        ({}, None),
+        ({"amp": True}, "bfloat16"),
+        ({"amp": True, "amp_dtype": "float16"}, "float16"),
+        ({"amp": True, "source_dtype": "float8"}, "float8"),
+    ],
+)
+def test_the_source_is_held_in_what_steps_compute_in(make_options, options, held):
+    assert Trainer(make_options(**options)).model.source_dtype == held
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source_dtype": "bfloat16"}, "steps in float32, which take float32"),
+        ({"source_dtype": "float8"}, "steps in float32"),
+        ({"source_dtype": "float32", "amp": True}, "steps in bfloat16, which take bfloat16 or float8"),
+        ({"source_dtype": "float8", "amp": True, "amp_dtype": "float16"}, "which take float16:"),
+    ],
+)
+def test_a_source_held_in_what_steps_do_not_compute_in_is_refused(make_options, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_options(**options)
+
+
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "lamb"])
+def test_the_optimizer_is_fused_where_torch_has_it_fused(make_options, opt):
+    optimizer = Trainer(make_options(opt=opt)).optimizer
+    assert optimizer.defaults.get("fused", False) == (opt != "lamb")
 
 
 @pytest.mark.parametrize("torchcompile", [False, True])

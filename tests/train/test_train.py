@@ -261,6 +261,13 @@ def test_gradient_checkpointing_changes_no_weight(make_options, tmp_path):
     assert_equal(stored, recomputed)
 
 
+@pytest.mark.parametrize("options", [{}, {"amp": True}], ids=["float32", "bfloat16"])
+def test_recomputation_changes_no_weight(make_options, tmp_path, options):
+    stored = weights_of(make_options(output=str(tmp_path / "a"), **options))
+    recomputed = weights_of(make_options(output=str(tmp_path / "b"), recompute=True, **options))
+    assert_equal(stored, recomputed)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_trains_in_fp32_weights_near_those_of_fp32(make_options, tmp_path, dtype):
     full = weights_of(make_options(output=str(tmp_path / "a"), epochs=1, opt="sgd"))
