@@ -16,20 +16,19 @@ from typing import Any
 import torch
 
 from bench.environment import environment
-from bench.kernels.floors import measure_ceilings
 from bench.step.cases import Case, cpu_cases, dtype_name, gpu_cases, quick_gpu_cases, tiny_cases
 from bench.step.clock import Deadline
 from bench.step.goals import Goal, cpu_goals, gpu_goals, judge
 from bench.step.measure import Settings, measure, not_measured
 from bench.step.providers import PROVIDERS
+from bench.step.rate import matmul_rates
 from bench.step.report import case_lines, goal_lines
 from bench.step.stage import Stage
 
 MEASURED = ("stochca", "stochca_kernels", "bench/step")
-NUM_DRAWS, QUICK_NUM_DRAWS, TINY_NUM_DRAWS = 16, 8, 2
-ROUNDS, QUICK_ROUNDS = 5, 2
+# How many draws stand for all, and how often each is run.
+FULL, QUICK, CPU, TINY = (16, 5), (8, 2), (8, 3), (2, 2)
 QUICK_SECONDS = 280.0
-MATMUL_ROUNDS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,9 +48,8 @@ def _run(args: argparse.Namespace) -> None:
         torch.backends.cudnn.allow_tf32 = False
     cases: list[Case] = args.cases
     goals: list[Goal] = [] if args.tiny else cpu_goals() if args.cpu else gpu_goals()
-    rates = _matmul_rates(cases, device)
-    num_draws = TINY_NUM_DRAWS if args.tiny else QUICK_NUM_DRAWS if args.quick or args.cpu else NUM_DRAWS
-    rounds = ROUNDS if not (args.quick or args.cpu or args.tiny) else QUICK_ROUNDS
+    rates = matmul_rates(_dtypes(cases), device)
+    num_draws, rounds = TINY if args.tiny else CPU if args.cpu else QUICK if args.quick else FULL
     settings = Settings(num_draws, rounds, deadline, rates)
     result: dict[str, Any] = {
         "device": device.type,
@@ -94,14 +92,15 @@ def _measure(
         return not_measured(case, "failed", f"{type(error).__name__}: {error}"[:1000]), None
 
 
-def _matmul_rates(cases: Sequence[Case], device: torch.device) -> dict[torch.dtype, float]:
-    """FLOP/s of a large product in each precision that occurs, the first case's first."""
-    found = dict.fromkeys(
-        dtype
-        for case in cases
-        for dtype in (case.dtype, *(PROVIDERS[name].precision_in(case.dtype) for name in case.providers))
+def _dtypes(cases: Sequence[Case]) -> list[torch.dtype]:
+    """All precisions that occur, the first case's first."""
+    return list(
+        dict.fromkeys(
+            dtype
+            for case in cases
+            for dtype in (case.dtype, *(PROVIDERS[name].precision_in(case.dtype) for name in case.providers))
+        )
     )
-    return {dtype: measure_ceilings(dtype, MATMUL_ROUNDS, device).matmul_flops_per_s for dtype in found}
 
 
 def _forget(device: torch.device) -> None:

@@ -5,6 +5,7 @@ waiting in between, as in training, and times are between events on the device. 
 draw, so that a machine that becomes slower for a while does so to everybody.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +29,11 @@ class Deadline:
     """
 
     def __init__(self, seconds: float | None = None) -> None:
-        self._end = None if seconds is None else time.perf_counter() + seconds
+        self._end = math.inf if seconds is None else time.perf_counter() + seconds
 
-    def passed(self) -> bool:
-        """Whether they are over."""
-        return self._end is not None and time.perf_counter() > self._end
+    def passed(self, seconds: float = 0.0) -> bool:
+        """Whether they will be over in some seconds."""
+        return time.perf_counter() + seconds > self._end
 
 
 @dataclass

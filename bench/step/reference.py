@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bench.step.workloads import Setting
 from stochca.vit import TimmViT
 
-# Scores that one block may hold at a time, and numbers in the hidden layer of an MLP.
-MAX_NUMBERS = 2**27
+# Numbers that a forward may keep for its backward, about 4 GiB.
+MAX_NUMBERS = 2**29
 
 
 class Outcome(NamedTuple):
@@ -67,11 +67,12 @@ def flat_gradients(model: nn.Module) -> Tensor:
 
 
 def _numbers(vit: TimmViT, image: Tensor) -> int:
-    """Numbers that the largest tensor of a block has for one sample."""
+    """About how many numbers a forward keeps of one sample."""
     with torch.no_grad():
         length = _tokens(vit, image).shape[1]
     block = vit.blocks[0]
-    return max(block.attn.num_heads * length**2, length * block.mlp.fc1.out_features)
+    scores, hidden = block.attn.num_heads * length**2, length * block.mlp.fc1.out_features
+    return len(vit.blocks) * (3 * scores + 4 * hidden)
 
 
 def _tokens(vit: TimmViT, images: Tensor) -> Tensor:

@@ -1,0 +1,461 @@
+"""The benchmark of training steps times nobody who is wrong, and a failure hides no other's figures."""
+
+import copy
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from bench.cost import Size, plain_flops
+from bench.step import by_hand, cases, clock, goals, measure, reference, stage
+from bench.step.__main__ import main
+from bench.step.breakdown import breakdown, category, idle_ms
+from bench.step.cases import Case, cpu_cases, gpu_cases, quick_gpu_cases, tiny_cases
+from bench.step.check import Check, Wrong, draws_to_check, relative_errors
+from bench.step.clock import Deadline, summarize
+from bench.step.measure import Settings, ratios
+from bench.step.provider import Provider
+from bench.step.providers import BY_HAND_EAGER, OURS, OURS_COMPILED, PLAIN, PLAIN_COMPILED, PROVIDERS
+from bench.step.reference import Outcome, Reference
+from bench.step.stage import Stage
+from bench.step.training import TrainingStep, make_optimizer
+from bench.step.workloads import TINY, Setting, Workload
+from tests import plain
+
+HAS_GPU = torch.cuda.is_available()
+CPU = torch.device("cpu")
+F32, BF16 = torch.float32, torch.bfloat16
+SETTINGS = Settings(2, 1, Deadline(), {F32: 1e9, BF16: 1e9, torch.float16: 1e9})
+MIXED = (False, True, True, False)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "new" / "step.json"
+    main(["--tiny", "--output", str(path)])
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return Setting.make(TINY, CPU)
+
+
+@pytest.fixture
+def tiny():
+    return Stage(TINY, CPU)
+
+
+def measured(monkeypatch, stage, *providers, p=0.5, dtype=F32, settings=SETTINGS, study="p"):
+    """Entries of some providers, and of the eager ones beside them."""
+    for provider in providers:
+        monkeypatch.setitem(PROVIDERS, provider.name, provider)
+    names = [*(provider.name for provider in providers), PLAIN, BY_HAND_EAGER]
+    return measure.measure(Case(TINY, p, dtype, study, names), stage, settings)
+
+
+def spoiled(spoil, name=OURS, **kwargs):
+    """The eager rival, its forward changed: `spoil(forward, images, coins)`."""
+
+    def build(setting):
+        return partial(spoil, by_hand.ByHand(setting.target, setting.source))
+
+    return Provider(name, build, **kwargs)
+
+
+def test_everybody_is_checked_and_timed(result):
+    assert [case["name"] for case in result["cases"]] == [case.name for case in tiny_cases()]
+    for case, wanted in zip(result["cases"], tiny_cases(), strict=True):
+        assert list(case["providers"]) == list(wanted.providers)
+        assert len(case["draws"]) == (1 if wanted.p == 0 else 2)
+        for name, entry in case["providers"].items():
+            assert entry["status"] == "timed", f"{case['name']}, {name}: {entry}"
+            assert 0 < entry["p20_ms"] <= entry["p50_ms"] <= entry["p80_ms"]
+            assert 0 < entry["without_optimizer"]["mean_ms"] < entry["mean_ms"]
+            assert entry["images_per_s"] == pytest.approx(1e3 * TINY.batch / entry["mean_ms"])
+            assert entry["error"]["logits"] <= 2
+            assert entry["error"]["gradients"] <= 3
+            rate = result["matmul_flops_per_s_by_dtype"][entry["precision"]]
+            assert entry["mfu"] == pytest.approx(entry["flops"] / entry["mean_ms"] * 1e3 / rate)
+            assert entry["saved_mib"] > 0
+            assert entry["peak_mib"] is None, "there is none on a CPU"
+            if case["study"] == "main":
+                assert entry["breakdown"]["GEMM"] > 0
+                assert len(entry["longest"]) == 10
+            if name != OURS:
+                ours = case["providers"][OURS]
+                assert case["ratios"][name] == pytest.approx(ours["mean_ms"] / entry["mean_ms"])
+
+
+def test_everybody_runs_every_draw_equally_often(result):
+    for case in result["cases"]:
+        assert {entry["steps"] for entry in case["providers"].values()} == {4}
+
+
+def test_provenance_is_recorded(result):
+    assert result["device"] == "cpu"
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert set(result["code"]) == {"stochca", "stochca_kernels", "bench/step"}
+    assert result["allow_tf32"] is False
+    assert [case["workload"]["name"] for case in result["cases"]] == [TINY.name] * len(result["cases"])
+
+
+def test_work_is_counted_by_who_does_it(result):
+    main_case = result["cases"][0]
+    flops = {name: entry["flops"] for name, entry in main_case["providers"].items()}
+    with torch.device("meta"):
+        assert flops[PLAIN] == TINY.batch * plain_flops(Size.of(Setting.make(TINY, CPU).target))
+    assert flops[BY_HAND_EAGER] == flops["as published"] == flops["as published, autocast"]
+    assert flops[OURS] < flops[PLAIN] < flops[BY_HAND_EAGER]
+    assert main_case["providers"]["as published"]["precision"] == "float32"
+
+
+def test_the_definition_is_the_one_of_the_tests(setting):
+    """Two texts that share no line."""
+    exact = Reference(setting)(MIXED)
+    target, source = (copy.deepcopy(model).double() for model in (setting.target, setting.source))
+    logits = plain.logits(target, source, setting.images.double(), MIXED)
+    torch.testing.assert_close(exact.logits, logits.detach(), rtol=1e-12, atol=1e-12)
+    torch.nn.functional.cross_entropy(logits, setting.labels).backward()
+    torch.testing.assert_close(exact.gradients, reference.flat_gradients(target), rtol=1e-10, atol=1e-12)
+
+
+def test_a_batch_in_parts_is_the_whole_batch(setting, monkeypatch):
+    whole = Reference(setting)
+    monkeypatch.setattr(reference, "MAX_NUMBERS", 1)
+    parts = Reference(setting)
+    assert (whole.at_once, parts.at_once) == (pytest.approx(whole.at_once, abs=1e9), 1)
+    assert whole.at_once >= TINY.batch
+    for actual, wanted in zip(parts(MIXED), whole(MIXED), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("block", range(4))
+def test_one_wrong_coin_is_noticed(tiny, dtype, block):
+    check = Check(tiny.reference, tiny.eager_outcome)
+    flipped = tuple(coin ^ (i == block) for i, coin in enumerate(MIXED))
+    check(tiny.eager_outcome(dtype, MIXED), dtype, MIXED)
+    with pytest.raises(Wrong, match="relative error"):
+        check(tiny.eager_outcome(dtype, flipped), dtype, MIXED)
+
+
+class Halved(torch.autograd.Function):
+    """Right forwards, wrong backwards."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 0.5 * grad
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda forward, images, coins: 1.001 * forward(images, coins),
+        lambda forward, images, coins: forward(images, coins) * float("nan"),
+        lambda forward, images, coins: forward(images, coins)[:, :-1],
+        lambda forward, images, coins: forward(images, [not coin for coin in coins]),
+        lambda forward, images, coins: Halved.apply(forward(images, coins)),
+    ],
+    ids=["scaled", "NaN", "too few", "other coins", "gradients"],
+)
+def test_who_is_wrong_is_not_timed(tiny, monkeypatch, spoil):
+    found = measured(monkeypatch, tiny, spoiled(spoil))
+    entry = found["providers"][OURS]
+    assert entry.keys() == {"status", "reason"}
+    assert entry["status"] in ("wrong", "failed")
+    assert {found["providers"][name]["status"] for name in (PLAIN, BY_HAND_EAGER)} == {"timed"}
+    assert found["ratios"] == {}
+
+
+def test_a_wrong_unit_excuses_nobody(tiny, monkeypatch):
+    flipped = spoiled(lambda forward, images, coins: forward(images, coins[::-1]), name=BY_HAND_EAGER)
+    entries = measured(monkeypatch, tiny, flipped, PROVIDERS[OURS])["providers"]
+    assert entries[OURS]["status"] == entries[BY_HAND_EAGER]["status"] == "wrong"
+    assert "the unit" in entries[OURS]["reason"]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 5], ids=["at once", "while checked", "while timed"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(IndexError("out of luck"), "failed"), (torch.OutOfMemoryError("too much"), "out of memory")],
+)
+def test_who_raises_stops_nobody_else(tiny, monkeypatch, calls, error, status):
+    left = iter(range(calls))
+
+    def raising(forward, images, coins):
+        if next(left, None) is None:
+            raise error
+        return forward(images, coins)
+
+    entries = measured(monkeypatch, tiny, spoiled(raising))["providers"]
+    assert entries[OURS] == {"status": status, "reason": f"{type(error).__name__}: {error}"}
+    assert {entries[name]["status"] for name in (PLAIN, BY_HAND_EAGER)} == {"timed"}
+
+
+def test_a_failed_backward_leaves_no_gradients_to_others(tiny, monkeypatch):
+    class Broken(TrainingStep):
+        def update(self):
+            raise RuntimeError("no optimizer")
+
+    broken = replace(PROVIDERS[OURS], step=Broken)
+    entries = measured(monkeypatch, tiny, broken)["providers"]
+    assert entries[OURS]["status"] == "failed"
+    assert all(p.grad is None for p in tiny.setting.target.parameters())
+
+
+def test_a_broken_profiler_costs_no_times(tiny, monkeypatch):
+    monkeypatch.setattr(measure, "breakdown", lambda step, coins: 1 / 0)
+    entry = measured(monkeypatch, tiny, study="main")["providers"][PLAIN]
+    assert entry["status"] == "timed"
+    assert entry["breakdown_reason"] == "ZeroDivisionError: division by zero"
+
+
+def test_a_workload_that_cannot_be_set_up_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "bench.step.__main__.tiny_cases",
+        lambda: [Case(Workload("", "no_such_model", 1), 0.1, F32), *tiny_cases()[1:2]],
+    )
+    main(["--tiny", "--output", str(tmp_path / "step.json")])
+    missing, present = json.loads((tmp_path / "step.json").read_text())["cases"]
+    assert {entry["status"] for entry in missing["providers"].values()} == {"failed"}
+    assert "no_such_model" in missing["providers"][OURS]["reason"]
+    assert present["providers"][OURS]["status"] == "timed"
+
+
+def test_without_time_nothing_is_begun(tmp_path):
+    main(["--tiny", "--budget", "0", "--output", str(tmp_path / "step.json")])
+    for case in json.loads((tmp_path / "step.json").read_text())["cases"]:
+        assert {entry["status"] for entry in case["providers"].values()} == {"not reached"}
+
+
+def test_compilation_is_begun_only_where_it_can_end(tiny, monkeypatch):
+    slow = replace(PROVIDERS[PLAIN], name=PLAIN_COMPILED, compiled=True)
+    short = replace(SETTINGS, deadline=Deadline(measure.COMPILE_SECONDS / 2))
+    assert (
+        measured(monkeypatch, tiny, slow, settings=short)["providers"][slow.name]["status"] == "not reached"
+    )
+    assert measured(monkeypatch, tiny, slow)["providers"][slow.name]["status"] == "timed"
+
+
+def test_a_setting_is_the_same_again(setting):
+    again = Setting.make(TINY, CPU)
+    torch.testing.assert_close(again.images, setting.images, rtol=0, atol=0)
+    for name in ("target", "source"):
+        for p, q in zip(getattr(again, name).parameters(), getattr(setting, name).parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
+def test_the_optimizer_leaves_the_weights(setting):
+    before = [p.clone() for p in setting.target.parameters()]
+    step = TrainingStep(lambda images, coins: setting.target(images), setting, make_optimizer(setting), F32)
+    step.forward_backward(MIXED)
+    assert any(p.grad.any() for p in setting.target.parameters())
+    step.update()
+    assert all(p.grad is None for p in setting.target.parameters())
+    assert all(map(torch.equal, before, setting.target.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at it while it compiles
+def test_by_hand_coins_recompile_nothing(setting, monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    forward = by_hand.ByHand(setting.target, setting.source, compiled=True)
+    for coins in (MIXED, MIXED[::-1], (True,) * 4, (False,) * 4, (False, True, False, True)):
+        forward(setting.images, coins)
+    torch.compiler.reset()
+    assert counter.frame_count == 3  # self, cross, and the source
+
+
+class Recording:
+    """A step that only says that it ran."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def forward_backward(self, coins):
+        self.log.append((self.name, coins))
+
+    def update(self):
+        pass
+
+
+def test_providers_take_turns():
+    log, draws = [], [(True,), (False,)]
+    steps = {name: Recording(name, log) for name in "abc"}
+    taken = clock.time_rounds(steps, draws, 3, CPU, Deadline(), None)
+    assert set(Counter(log).values()) == {3}
+    turns = [log[i : i + 3] for i in range(0, len(log), 3)]
+    assert all(len({coins for _, coins in turn}) == 1 for turn in turns), "the same draw side by side"
+    assert {turn[0][0] for turn in turns} == {"a", "b", "c"}
+    assert {turn[0][1] for turn in turns[::2]} == set(draws), "no draw is always the first"
+    assert all(len(times) == 3 for name in "abc" for times in taken[name].whole.values())
+
+
+def test_one_round_is_timed_whatever_the_deadline():
+    log = []
+    clock.time_rounds({"a": Recording("a", log)}, [(True,)], 5, CPU, Deadline(0), None)
+    assert len(log) == 1
+
+
+def test_expectation_is_over_draws():
+    found = summarize({(True,): [1.0, 2.0, 9.0], (False,): [4.0, 4.0, 4.0]}, [(True,), (False,), (False,)])
+    assert found["mean_ms"] == pytest.approx(10 / 3)
+    assert found["spread_ms"] == pytest.approx(math.sqrt(8) / 3)
+    assert found["p50_ms"] == 4.0
+
+
+def test_compiled_is_compared_with_compiled():
+    times = {PLAIN: 4.0, PLAIN_COMPILED: 2.0, OURS: 3.0, OURS_COMPILED: 1.0}
+    entries = {name: {"status": "timed", "mean_ms": ms} for name, ms in times.items()}
+    assert ratios(entries) == {PLAIN: 0.75, PLAIN_COMPILED: 0.5}
+    del entries[OURS_COMPILED]
+    assert ratios(entries) == {PLAIN: 0.75}
+
+
+def test_the_most_and_the_least_read_draw_is_checked():
+    none, one, all_ = (False, False), (True, False), (True, True)
+    assert draws_to_check([one, all_, none]) == [all_, none]
+    assert draws_to_check([none]) == [none]
+
+
+def test_plain_knows_no_coins():
+    assert PROVIDERS[PLAIN].coins(MIXED) == (False,) * 4
+    assert PROVIDERS[OURS].coins(MIXED) == MIXED
+
+
+def test_errors_are_relative():
+    exact = Outcome(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]))
+    off = Outcome(torch.tensor([3.0, 4.5]), torch.tensor([1.0, 2.0]))
+    assert relative_errors(off, exact) == pytest.approx({"logits": 0.1, "gradients": 0.5})
+
+
+def test_idle_is_where_no_kernel_runs():
+    kernels = [("a", 0.0, 10.0), ("c", 30.0, 40.0), ("b", 5.0, 20.0), ("d", 40.0, 50.0)]
+    assert idle_ms(kernels) == pytest.approx(0.01)
+    assert idle_ms([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("_attn_bwd_joint_kernel", "attention"),
+        ("_tokens_fwd_kernel", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3", "attention"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel", "attention"),
+        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "attention"),
+        ("void (anonymous namespace)::softmax_warp_forward<float, float, float, 8, false>", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_bias_TNT", "GEMM"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", "GEMM"),
+        ("void cutlass::Kernel2<cutlass_80_simt_sgemm_128x256_8x4_nt_align1>", "GEMM"),
+        ("aten::addmm", "GEMM"),
+        ("aten::bmm", "GEMM"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("void at::native::direct_copy_kernel_cuda", "copies"),
+        ("aten::copy_", "copies"),
+        ("void at::native::vectorized_layer_norm_kernel<float, float>", "norm and elementwise"),
+        ("triton_per_fused_native_layer_norm_gelu_3", "norm and elementwise"),
+        ("void (anonymous namespace)::log_softmax_forward", "norm and elementwise"),
+        ("aten::add", "norm and elementwise"),
+        ("aten::nll_loss_forward", "norm and elementwise"),
+    ],
+)
+def test_kernels_are_known_by_name(name, kind):
+    assert category(name) == kind
+
+
+def test_breakdown_covers_the_step(tiny):
+    step = tiny.ready(PROVIDERS[PLAIN], F32).step
+    found = breakdown(step, MIXED)
+    assert found["breakdown"].keys() == {"attention", "GEMM", "norm and elementwise", "copies", "idle"}
+    assert all(ms >= 0 for ms in found["breakdown"].values())
+    assert found["breakdown"]["attention"] > 0
+
+
+def test_cases_have_names_of_their_own():
+    for chosen in (gpu_cases(), quick_gpu_cases(), cpu_cases(), tiny_cases()):
+        names = [case.name for case in chosen]
+        assert len(set(names)) == len(names)
+        assert all(name in PROVIDERS for case in chosen for name in case.providers)
+    assert cases.gpu_cases()[0].name == "main vit_base_patch16_224-B128 bfloat16 p=0.1"
+
+
+def test_goals_are_about_cases_that_are_measured():
+    for aims, chosen in (
+        (goals.cpu_goals(), [cpu_cases()]),
+        (goals.gpu_goals(), [gpu_cases(), quick_gpu_cases()]),
+    ):
+        for found in chosen:
+            assert {goal.case.name for goal in aims} <= {case.name for case in found}
+    full = {case.name: case.providers for case in (*gpu_cases(), *cpu_cases())}
+    for goal in (*goals.cpu_goals(), *goals.gpu_goals()):
+        assert {goal.above, goal.below} <= set(full[goal.case.name])
+
+
+@pytest.mark.parametrize(
+    ("bound", "ours", "verdict"),
+    [
+        ({"at_most": 0.5}, 1.0, "reached"),
+        ({"at_most": 0.5}, 1.01, "missed"),
+        ({"at_least": 0.5}, 1.0, "reached"),
+        ({"at_least": 0.5}, 0.99, "missed"),
+        ({"at_least": 0.5}, None, "not measured"),
+    ],
+)
+def test_goals_are_judged(bound, ours, verdict):
+    case = Case(TINY, 0.1, F32)
+    goal = goals.Goal("faster", case, OURS, PLAIN, **bound)
+    entries = {PLAIN: {"mean_ms": 2.0}, OURS: {} if ours is None else {"mean_ms": ours}}
+    (judged,) = goals.judge([goal], [{"name": case.name, "providers": entries}])
+    assert judged["verdict"] == verdict
+    assert judged["value"] == (None if ours is None else ours / 2)
+    assert judged.items() >= {**bound, "goal": "faster", "case": case.name}.items()
+    assert goals.judge([goal], [])[0]["verdict"] == "not measured"
+
+
+def test_only_selects_by_name(tmp_path):
+    main(["--tiny", "--only", "^p ", "--output", str(tmp_path / "step.json")])
+    recorded = json.loads((tmp_path / "step.json").read_text())
+    assert [case["study"] for case in recorded["cases"]] == ["p"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tiny", "--only", "no such"], "no case"),
+        (["--tiny", "--cpu"], "not allowed with"),
+        pytest.param(
+            ["--quick"], "there is no GPU", marks=pytest.mark.skipif(HAS_GPU, reason="there is one")
+        ),
+    ],
+)
+def test_arguments_that_cannot_be_met_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=["bf16", "f16"])
+def test_on_a_gpu_memory_and_kernels_are_recorded(dtype):
+    workload = replace(TINY, batch=8, kwargs={"depth": 4, "embed_dim": 192, "num_heads": 3})
+    found = measure.measure(
+        Case(workload, 0.5, dtype, providers=cases.ALL), stage.Stage(workload, torch.device("cuda")), SETTINGS
+    )
+    for name, entry in found["providers"].items():
+        assert entry["status"] == "timed", f"{name}: {entry}"
+        assert entry["peak_mib"] >= entry["peak_mib_without_frozen"] > 0
+        assert (entry["peak_mib"] > entry["peak_mib_without_frozen"]) == (PROVIDERS[name].reads_source)
+        assert entry["breakdown"]["GEMM"] > 0
+        assert entry["breakdown"]["idle"] > 0
