@@ -30,6 +30,11 @@ def recomputing(setting: Setting) -> Patched:
     return Patched(StochCA(setting.target, setting.source, recompute=True).train())
 
 
+def held(setting: Setting) -> Patched:
+    """The source's weights in bfloat16 from the start."""
+    return Patched(_with_source(setting, "bfloat16"))
+
+
 def float8_source(setting: Setting) -> Patched:
     """Most products of the source in float8. Not exact."""
     return Patched(_with_source(setting, "float8"))
