@@ -98,6 +98,14 @@ def test_times_over_p_come_from_all_cases_of_a_setting(measured):
     assert ["as published", "*out of memory*", "-"] in rows(text)
 
 
+def test_of_two_cases_of_one_p_that_of_more_providers_counts(measured):
+    few = make_case({"ours": timed(70.0)}, "p")
+    measured["cases"].append(few)
+    assert ["ours", "50.0", "50.0"] in rows(step.p_tables(measured))
+    measured["cases"] = [few, *measured["cases"][:-1]]
+    assert ["ours", "50.0", "50.0"] in rows(step.p_tables(measured))
+
+
 def test_growth_is_in_the_order_of_what_grows(measured):
     assert rows(step.growth_tables(measured))[0][1:] == ["224", "320", "448"]
     depths = [make_case({"ours": timed(9.0)}, "depth", depth=depth) for depth in (12, 4)]
