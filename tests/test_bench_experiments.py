@@ -1,8 +1,11 @@
 """Other ways to run a step compute the same step. Those that need a GPU are checked in tests/gpu."""
 
+import json
+
 import pytest
 import torch
 
+from bench import float8
 from bench.step import experiments
 from bench.step.workloads import TINY, Setting
 from stochca import StochCA
@@ -55,3 +58,22 @@ def test_what_ran_before_is_handed_over_block_by_block(setting):
         model.handed = model.run_source(setting.images, experiments.StepPlan(coins))
         expected = outcome(lambda x, c: ours(x, coins=c), setting, coins)
         assert_same(outcome(lambda x, c: model(x, coins=c), setting, coins), expected)
+
+
+def test_what_float8_changes_is_reported(tmp_path, capsys):
+    pytest.importorskip("torchao", reason="needs torchao")
+    arguments = ["--model", "vit_tiny_patch16_224", "--batch-size", "1", "--output", str(tmp_path / "f.json")]
+    float8.main(arguments)
+    result = json.loads((tmp_path / "f.json").read_text())
+    assert any(result["coins"])
+    low, lower = (result["differences"][name] for name in ("bfloat16", "float8"))
+    for values in (low, lower):
+        assert 0 < values["logits"] < 0.2
+        assert 0 < values["gradients"] < 0.2
+        assert 0.98 < values["cosine"] < 1
+    for name in "qkv":
+        assert low[name][0] == lower[name][0]  # the first block's are of tokens that float8 has not touched
+        assert all(
+            0.95 < f8 < bf16 <= 1.0001 for f8, bf16 in zip(lower[name][1:], low[name][1:], strict=True)
+        )
+    assert "float8" in capsys.readouterr().out
