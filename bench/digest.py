@@ -50,7 +50,9 @@ def _digest(root: Path, prefix: str) -> str:
         raise FileNotFoundError(f"there is no Python code at {prefix} in {root}")
     whole = hashlib.sha256()
     for file in files:
-        whole.update(f"{file.relative_to(root).as_posix()} {_of_source(file.read_text())}\n".encode())
+        whole.update(
+            f"{file.relative_to(root).as_posix()} {_of_source(file.read_text(encoding='utf-8'))}\n".encode()
+        )
     return whole.hexdigest()
 
 

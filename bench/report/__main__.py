@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+from bench.report import pictures
 from bench.report.pages import PAGES, render
-from bench.report.pictures import FOLDER, pictures
 from bench.report.plots import digest, drawn_from, save
 from bench.report.recorded import Results
 
@@ -40,18 +40,19 @@ def _pages(results: Results, check: bool) -> Iterator[str]:
 
 def _pictures(results: Results, check: bool) -> Iterator[str]:
     """Pictures that showed anything else; those that nothing is recorded for are removed."""
-    folder = results.root / FOLDER
-    wanted = {folder / f"{name}.svg": picture for name, picture in pictures(results).items()}
+    folder = results.root / pictures.FOLDER
+    drawn = pictures.pictures(results)
+    wanted = {folder / f"{name}.svg": picture for name, picture in drawn.items()}
     for path, picture in wanted.items():
         if drawn_from(path) != digest(picture):
             if not check:
                 folder.mkdir(exist_ok=True)
                 save(picture, path)
-            yield f"{FOLDER}/{path.name}"
+            yield f"{pictures.FOLDER}/{path.name}"
     for path in sorted(set(folder.glob("*.svg")) - set(wanted)):
         if not check:
             path.unlink()
-        yield f"{FOLDER}/{path.name}, of which nothing is recorded"
+        yield f"{pictures.FOLDER}/{path.name}, of which nothing is recorded"
 
 
 if __name__ == "__main__":

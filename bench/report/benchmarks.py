@@ -37,9 +37,9 @@ def readme_gpu(results: Results) -> str:
     result = results.read(GPU)
     if result is not None:
         return _short(results, GPU, result)
-    workload = step_predictions.VIT_B_224
-    header, rows = _columns(step_predictions.HEADER, step_predictions.rows([workload]), README_PREDICTION)
-    of = f"A training step of {workload.title}, with its optimizer, mean over the coins."
+    predicted = step_predictions.rows([step_predictions.VIT_B_224])
+    header, rows = _columns(step_predictions.HEADER, predicted, README_PREDICTION)
+    of = f"A training step of {predicted[0][0]}, with its optimizer, mean over the coins."
     return f"{paragraph(*PREDICTION, of)}\n\n{table(header, rows)}"
 
 

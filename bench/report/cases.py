@@ -26,11 +26,6 @@ def timed(case: Case) -> dict[str, Entry]:
     return {name: entry for name, entry in case["providers"].items() if entry["status"] == TIMED}
 
 
-def not_timed(case: Case) -> dict[str, Entry]:
-    """Entries of all others."""
-    return {name: entry for name, entry in case["providers"].items() if entry["status"] != TIMED}
-
-
 def provider_names(cases: Iterable[Case]) -> list[str]:
     """Everybody in some cases, each once, in the order of their first appearance."""
     return list(dict.fromkeys(name for case in cases for name in case["providers"]))

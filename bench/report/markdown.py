@@ -40,6 +40,14 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - magnitude)}f}"
 
 
+def not_timed(entry: Mapping[str, Any]) -> str:
+    """Why somebody was not timed: the status, and the beginning of the reason as text within a page."""
+    line = next(iter((entry.get("reason") or "").strip().splitlines()), "")
+    line = line if len(line) <= 200 else f"{line[:200]} ..."
+    text = line.replace("<", "&lt;").replace("`", "'")
+    return ", ".join(part for part in (f"*{entry['status']}*", text) if part)
+
+
 def flops_unit(flops: Iterable[float]) -> tuple[float, str]:
     """The unit for some FLOPs, or FLOP/s, and its name."""
     return (1e12, "TFLOP") if max(flops, default=0.0) >= 1e12 else (1e9, "GFLOP")

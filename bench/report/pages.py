@@ -15,7 +15,11 @@ PAGES: Mapping[str, Mapping[str, Section]] = {
         "step-cpu": benchmarks.readme_cpu,
         "demo": method.demo,
     },
-    "docs/kernels.md": {"prediction": operator.prediction, "programs": operator.programs},
+    "docs/kernels.md": {
+        "kernels": operator.measured,
+        "prediction": operator.prediction,
+        "programs": operator.programs,
+    },
     "docs/benchmarks.md": {
         "goals": benchmarks.goals,
         "step": benchmarks.gpu,

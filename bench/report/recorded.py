@@ -12,6 +12,7 @@ from bench.report.markdown import commit, paragraph
 COMMANDS = {
     "counts": "python -m bench.counts --output bench/results/counts.json",
     "demo": "make demo && cp runs/demo/metrics.json bench/results/demo.json",
+    "kernels": "python3 -m bench.kernels --quick --output bench/results/kernels.json",
     "programs": "python -m bench.programs --output bench/results/programs.json",
     "step": "python3 -m bench.step --quick --output bench/results/step.json",
     "step-cpu": "python -m bench.step --cpu --output bench/results/step-cpu.json",

@@ -5,11 +5,11 @@ from typing import Any
 
 from bench.report.cases import (
     AXES,
+    TIMED,
     Case,
     Entry,
     growth,
     matmul_rates,
-    not_timed,
     of_study,
     over_p,
     provider_names,
@@ -17,7 +17,7 @@ from bench.report.cases import (
     timed,
     title,
 )
-from bench.report.markdown import NOTHING, flops_unit, item, number, table
+from bench.report.markdown import NOTHING, flops_unit, item, not_timed, number, table
 
 Column = Callable[[Entry], str | None]
 
@@ -55,7 +55,7 @@ def case_table(case: Case) -> str:
     rows = []
     for provider, entry in entries.items():
         cells = [of(entry) or NOTHING for of in columns.values()]
-        if entry["status"] != "timed":
+        if entry["status"] != TIMED:
             cells[0] = f"*{entry['status']}*"
         rows.append([provider, *cells, _ratio(ratios.get(provider))])
     return table(["provider", *columns, "ours / it"], rows)
@@ -141,9 +141,10 @@ def ablation_tables(result: Mapping[str, Any]) -> str:
 def failures(result: Mapping[str, Any]) -> str:
     """Everybody who was not timed, and why."""
     return "\n".join(
-        item(f"{title(case)}, {provider}: *{entry['status']}*{_reason(entry)}")
+        item(f"{title(case)}, {provider}: {not_timed(entry)}")
         for case in result.get("cases", [])
-        for provider, entry in not_timed(case).items()
+        for provider, entry in case["providers"].items()
+        if entry["status"] != TIMED
     )
 
 
@@ -162,20 +163,11 @@ def _join(parts: Iterable[str]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _reason(entry: Entry) -> str:
-    """The first line of a reason, as text."""
-    lines = str(entry.get("reason") or "").strip().splitlines()
-    if not lines:
-        return ""
-    line = lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]} ..."
-    return f", {line.replace('<', '&lt;').replace('`', chr(39))}"
-
-
 def _cell(case: Case, provider: str) -> str:
     entry = case["providers"].get(provider)
     if entry is None:
         return NOTHING
-    if entry["status"] != "timed":
+    if entry["status"] != TIMED:
         return f"*{entry['status']}*"
     ratio = case.get("ratios", {}).get(provider)
     return number(entry["mean_ms"]) + (f" ({_ratio(ratio)})" if ratio is not None else "")
