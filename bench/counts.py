@@ -38,6 +38,7 @@ class Cost:
         flops_max: The largest of these over all draws.
         saved_bytes: Expected bytes kept for the backward.
         saved_bytes_max: The largest over all draws.
+        recomputed_bytes: Expected bytes where norms, activations and the source's pairs are recomputed.
         source_fraction: Expected share of the source's blocks that ran.
     """
 
@@ -49,6 +50,7 @@ class Cost:
     flops_max: float
     saved_bytes: float
     saved_bytes_max: float
+    recomputed_bytes: float
     source_fraction: float
 
 
@@ -171,9 +173,11 @@ def source_flops(name: str, probabilities: Sequence[float]) -> tuple[float, list
     return counter.get_total_flops() / baseline, [flops / baseline for flops in expected]
 
 
-def vit_saved_bytes(name: str, probabilities: Sequence[float]) -> list[tuple[float, float]]:
+def vit_saved_bytes(
+    name: str, probabilities: Sequence[float], recompute: bool = False
+) -> list[tuple[float, float]]:
     """Expected and largest bytes kept for the backward relative to plain fine-tuning, SDPA on both sides."""
-    model = StochCA(timm.create_model(name, num_classes=10), impl="sdpa").train()
+    model = StochCA(timm.create_model(name, num_classes=10), recompute=recompute, impl="sdpa").train()
     images = torch.zeros(1, *model.target.pretrained_cfg["input_size"])
     parameters = [*model.parameters(), *model.source.parameters()]
     return relative_costs(
@@ -193,7 +197,7 @@ def count(name: str, depth: int, probabilities: Sequence[float]) -> list[Cost]:
     """All counts of one model."""
     flops, all_rows = vit_flops(name, probabilities), vit_flops(name, probabilities, class_rows=False)
     whole, truncated = source_flops(name, probabilities)
-    kept = vit_saved_bytes(name, probabilities)
+    kept, recomputed = (vit_saved_bytes(name, probabilities, recompute) for recompute in (False, True))
     return [
         Cost(
             p=p,
@@ -204,6 +208,7 @@ def count(name: str, depth: int, probabilities: Sequence[float]) -> list[Cost]:
             flops_max=flops[i][1],
             saved_bytes=kept[i][0],
             saved_bytes_max=kept[i][1],
+            recomputed_bytes=recomputed[i][0],
             source_fraction=expected_source_fraction(depth, p),
         )
         for i, p in enumerate(probabilities)
@@ -234,6 +239,7 @@ def main() -> None:
         "max",
         "bytes",
         "max",
+        "recomputed",
         "source run",
     )
     print("  ".join(f"{name:>11}" for name in header))
