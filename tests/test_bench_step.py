@@ -177,6 +177,17 @@ def test_who_is_wrong_is_not_timed(tiny, monkeypatch, spoil):
     assert found["ratios"] == {}
 
 
+def test_who_is_not_exact_says_by_how_much(tiny, monkeypatch):
+    def off(forward, images, coins):
+        return (1 + 1e-5) * forward(images, coins)
+
+    assert measured(monkeypatch, tiny, spoiled(off))["providers"][OURS]["status"] == "wrong"
+    generous = spoiled(off, allowed={"logits": 1e3, "gradients": 1e3})
+    entry = measured(monkeypatch, tiny, generous)["providers"][OURS]
+    assert entry["status"] == "timed"
+    assert 2 < entry["error"]["logits"] < 1e3
+
+
 def test_a_wrong_unit_excuses_nobody(tiny, monkeypatch):
     flipped = spoiled(lambda forward, images, coins: forward(images, coins[::-1]), name=BY_HAND_EAGER)
     entries = measured(monkeypatch, tiny, flipped, PROVIDERS[OURS])["providers"]
@@ -187,7 +198,11 @@ def test_a_wrong_unit_excuses_nobody(tiny, monkeypatch):
 @pytest.mark.parametrize("calls", [0, 1, 5], ids=["at once", "while checked", "while timed"])
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(IndexError("out of luck"), "failed"), (torch.OutOfMemoryError("too much"), "out of memory")],
+    [
+        (IndexError("out of luck"), "failed"),
+        (torch.OutOfMemoryError("too much"), "out of memory"),
+        (ImportError("not here"), "unsupported"),
+    ],
 )
 def test_who_raises_stops_nobody_else(tiny, monkeypatch, calls, error, status):
     left = iter(range(calls))

@@ -5,7 +5,6 @@ compilation is half, and everything two to three hours; `--cpu` four minutes on 
 """
 
 import argparse
-import gc
 import json
 import re
 import time
@@ -23,7 +22,7 @@ from bench.step.measure import Settings, measure, not_measured
 from bench.step.providers import PROVIDERS
 from bench.step.rate import matmul_rates
 from bench.step.report import case_lines, goal_lines
-from bench.step.stage import Stage
+from bench.step.stage import Stage, free_memory
 
 MEASURED = ("stochca", "stochca_kernels", "bench/step")
 # How many draws stand for all, and how often each is run.
@@ -64,9 +63,10 @@ def _run(args: argparse.Namespace) -> None:
     }
     stage: Stage | None = None
     for case in cases:
-        if stage is not None and stage.setting.workload != case.workload:
+        if stage is None or stage.setting.workload != case.workload:
             stage = None
-            _forget(device)
+            torch.compiler.reset()
+            free_memory()
         recorded, stage = _measure(case, stage, device, settings)
         result["cases"].append(recorded)
         result["goals"] = judge(goals, result["cases"])
@@ -101,14 +101,6 @@ def _dtypes(cases: Sequence[Case]) -> list[torch.dtype]:
             for dtype in (case.dtype, *(PROVIDERS[name].precision_in(case.dtype) for name in case.providers))
         )
     )
-
-
-def _forget(device: torch.device) -> None:
-    """Free what a workload took, and all that was compiled for it."""
-    torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _write(result: dict[str, Any], output: Path | None) -> None:

@@ -9,8 +9,10 @@ import torch
 from bench.step.providers import (
     BY_HAND_COMPILED,
     BY_HAND_EAGER,
+    EXPERIMENTS,
     OURS,
     OURS_COMPILED,
+    OURS_RECOMPUTING,
     PLAIN,
     PLAIN_COMPILED,
     PUBLISHED,
@@ -23,6 +25,7 @@ from bench.step.workloads import (
     OVER_DEPTH,
     OVER_N,
     REDUCED,
+    SMALL_BATCH,
     TINY,
     VIT_B,
     VIT_B_448,
@@ -30,13 +33,14 @@ from bench.step.workloads import (
     Workload,
 )
 
-Study = Literal["main", "p", "N", "B", "depth", "ablation"]
+Study = Literal["main", "p", "N", "B", "depth", "ablation", "experiments"]
 
 PROBABILITIES = (0.0, 0.1, 0.3, 0.5, 0.8)
 EAGER = (PLAIN, BY_HAND_EAGER, OURS)
 PUBLISHERS = (PUBLISHED, PUBLISHED_AUTOCAST)
 COMPILED = (PLAIN_COMPILED, BY_HAND_COMPILED, OURS_COMPILED)
-ALL = (*EAGER, *PUBLISHERS, *COMPILED)
+ALL = (*EAGER, OURS_RECOMPUTING, *PUBLISHERS, *COMPILED)
+TRIED = (PLAIN, OURS, OURS_COMPILED, *(provider.name for provider in EXPERIMENTS))
 ABLATION = (PLAIN, OURS, *(provider.name for provider in SWITCHED_OFF))
 
 
@@ -74,9 +78,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def gpu_cases() -> list[Case]:
-    """Everything."""
+    """Everything, cases of one workload together."""
     bf16 = torch.bfloat16
-    return [
+    cases = [
         *(Case(workload, p, bf16) for workload in MAIN for p in (0.1, 0.5)),
         *(Case(workload, 0.1, torch.float16) for workload in (VIT_B, VIT_B_448)),
         # p = 0.1 and 0.5 are above.
@@ -91,7 +95,10 @@ def gpu_cases() -> list[Case]:
             for workload in (VIT_B, VIT_B_448)
             for p in (0.1, 0.5)
         ),
+        *(Case(workload, 0.1, bf16, "experiments", TRIED) for workload in (VIT_B, VIT_B_448, SMALL_BATCH)),
     ]
+    order = list(dict.fromkeys(case.workload.name for case in cases))
+    return sorted(cases, key=lambda case: order.index(case.workload.name))
 
 
 def quick_gpu_cases() -> list[Case]:
@@ -122,7 +129,7 @@ def tiny_cases() -> list[Case]:
     """Seconds on a CPU: every provider that is not compiled, with and without autocast."""
     eager = (*EAGER, *PUBLISHERS)
     return [
-        Case(TINY, 0.5, torch.bfloat16, providers=eager),
+        Case(TINY, 0.5, torch.bfloat16, providers=(*eager, OURS_RECOMPUTING)),
         Case(TINY, 0.0, torch.float32, "p", (*EAGER, PUBLISHED)),
         Case(TINY, 0.5, torch.float32, "ablation", ABLATION),
     ]

@@ -133,7 +133,10 @@ def _admit(
     try:
         ready = stage.ready(provider, precision)
         seen = list(dict.fromkeys(map(provider.coins, draws)))
-        errors = [check(ready.step.outcome(coins), precision, coins) for coins in draws_to_check(seen)]
+        errors = [
+            check(ready.step.outcome(coins), precision, coins, provider.allowed)
+            for coins in draws_to_check(seen)
+        ]
         if provider.compiled:  # every graph that a draw needs, before its memory is measured
             for coins in seen:
                 ready.step.outcome(coins)
@@ -143,7 +146,7 @@ def _admit(
             "error": {name: max(error[name] for error in errors) for name in errors[0]},
             "setup_s": round(ready.seconds, 2),
             **memory.peak(ready.step, draws, provider.reads_source, ready.prepared_bytes),
-            "saved_mib": None if provider.compiled else memory.saved(ready.step, draws),
+            "saved_mib": memory.saved(ready.step, draws) if provider.is_eager else None,
         }
         admitted[provider.name] = ready.step
     except Exception as error:  # whatever a provider raises is a result like any other
@@ -163,8 +166,9 @@ def _breakdown(step: TrainingStep, coins: Coins) -> dict[str, Any]:
 def _failure(error: Exception) -> Entry:
     if isinstance(error, Wrong):
         return _refused("wrong", str(error))
-    status = "out of memory" if isinstance(error, torch.OutOfMemoryError) else "failed"
-    return _refused(status, _reason(error))
+    if isinstance(error, torch.OutOfMemoryError):
+        return _refused("out of memory", _reason(error))
+    return _refused("unsupported" if isinstance(error, ImportError) else "failed", _reason(error))
 
 
 def _refused(status: str, reason: str) -> Entry:

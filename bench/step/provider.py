@@ -1,11 +1,12 @@
 """Somebody who runs the step of a workload."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from bench.cost import ALL_SAVINGS, Savings
+from bench.step.check import ALLOWED
 from bench.step.training import Forward, TrainingStep
 from bench.step.workloads import Setting
 
@@ -22,6 +23,7 @@ class Provider:
         precision: Of its arithmetic; None for the case's.
         compiled: Compiled, and compared with those of ours that are.
         step: How a step is run.
+        allowed: How many times the error of the eager rival written by hand is allowed.
     """
 
     name: str
@@ -30,11 +32,17 @@ class Provider:
     precision: torch.dtype | None = None
     compiled: bool = False
     step: Callable[..., TrainingStep] = TrainingStep
+    allowed: Mapping[str, float] = field(default_factory=lambda: ALLOWED)
 
     @property
     def reads_source(self) -> bool:
         """Whether the source takes memory, and coins say what is computed."""
         return self.savings is not None
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether operators run one by one, so that what they keep for the backward can be seen."""
+        return not self.compiled and self.step is TrainingStep
 
     def coins(self, drawn: Sequence[bool]) -> tuple[bool, ...]:
         """What its step computes where these coins are drawn: plain fine-tuning reads no source."""

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from bench.cost import BY_HAND, Savings
-from bench.step import published
+from bench.step import experiments, published, savings
 from bench.step.by_hand import ByHand
 from bench.step.provider import Provider
 from bench.step.training import Forward
 from bench.step.workloads import Setting
 from stochca import StochCA
 
-OURS, OURS_COMPILED = "ours", "ours compiled"
+OURS, OURS_RECOMPUTING, OURS_COMPILED = "ours", "ours, recomputing", "ours compiled"
 PLAIN, PLAIN_COMPILED = "plain", "plain compiled"
 BY_HAND_EAGER, BY_HAND_COMPILED = "by hand", "by hand compiled"
+# A source in float8 is near, not equal.
+FLOAT8 = {"logits": 10.0, "gradients": 10.0}
 PUBLISHED, PUBLISHED_AUTOCAST = "as published", "as published, autocast"
 
 
@@ -44,23 +46,39 @@ def by_hand(setting: Setting, compiled: bool = False) -> Forward:
     return ByHand(setting.target, setting.source, compiled)
 
 
-def ours(setting: Setting, compiled: bool = False, class_rows: bool = True) -> StochCA:
-    """StochCA, to whose forward coins are given.
-
-    Args:
-        setting: Has the target and the source.
-        compiled: Compile the step of a block.
-        class_rows: Leave out tokens that nothing reads.
-    """
-    model = StochCA(setting.target, setting.source, class_rows=class_rows).train()
+def ours(setting: Setting, compiled: bool = False) -> Forward:
+    """StochCA."""
+    model = StochCA(setting.target, setting.source).train()
     if compiled:
         model.compile()
-    return model
+    return lambda images, coins: model(images, coins=coins)
 
 
 # Ours, one saving switched off in each.
 SWITCHED_OFF = (
-    Provider("ours, all rows", partial(ours, class_rows=False), savings=Savings(class_rows=False)),
+    Provider("ours, all rows", savings.all_rows, Savings(class_rows=False)),
+    Provider("ours, full source", savings.full_source, Savings(full_source=True)),
+    Provider("ours, source first", savings.source_first),
+    Provider("ours, own K, V", savings.own_pairs, Savings(own_kv=True)),
+    Provider("ours, K, V of class rows", savings.pairs_for_rows, Savings(row_kv=True)),
+    Provider("ours, unpacked gradients", savings.unpacked),
+)
+
+# Other ways to run ours, on a GPU.
+EXPERIMENTS = (
+    Provider("ours, source held in bfloat16", experiments.held),
+    Provider("ours, one launch", experiments.one_launch),
+    Provider("ours, fused projection", partial(experiments.one_launch, fused=True)),
+    Provider("ours, side stream", experiments.side_stream),
+    Provider("ours, prefetched source", experiments.prefetched),
+    Provider("ours, graphs of blocks", experiments.cuda_graphs_of_blocks, compiled=True),
+    Provider(
+        "ours, graph of the step",
+        experiments.coins_on_device,
+        BY_HAND,
+        step=experiments.GraphedStep,
+    ),
+    Provider("ours, source in float8", experiments.float8_source, allowed=FLOAT8),
 )
 
 PROVIDERS = {
@@ -71,9 +89,11 @@ PROVIDERS = {
         Provider(PUBLISHED_AUTOCAST, as_published, savings=BY_HAND),
         Provider(BY_HAND_EAGER, by_hand, savings=BY_HAND),
         Provider(OURS, ours),
+        Provider(OURS_RECOMPUTING, experiments.recomputing),
         Provider(PLAIN_COMPILED, partial(plain, compiled=True), savings=None, compiled=True),
         Provider(BY_HAND_COMPILED, partial(by_hand, compiled=True), savings=BY_HAND, compiled=True),
         Provider(OURS_COMPILED, partial(ours, compiled=True), compiled=True),
         *SWITCHED_OFF,
+        *EXPERIMENTS,
     )
 }

@@ -1,5 +1,6 @@
 """A workload set up on a device, and everybody who has been built on it: built once for all its cases."""
 
+import contextlib
 import functools
 import gc
 import time
@@ -77,6 +78,14 @@ class Stage:
     def clean(self) -> None:
         """After a failure: free gradients, and what else has lost its owner."""
         self.optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-        if self.setting.device.type == "cuda":
+        free_memory()
+
+
+def free_memory() -> None:
+    """Collect garbage, and give back what no tensor takes."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        with contextlib.suppress(
+            RuntimeError
+        ):  # a broken device breaks whatever comes next, where it is recorded
             torch.cuda.empty_cache()

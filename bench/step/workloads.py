@@ -119,6 +119,7 @@ _SMALL, _BASE, _LARGE = "vit_small_patch16_224", "vit_base_patch16_224", "vit_la
 VIT_S = Workload("ViT-S/16 at 224", _SMALL, 128)
 VIT_B = Workload("ViT-B/16 at 224", _BASE, 128)
 VIT_B_448 = Workload("ViT-B/16 at 448", _BASE, 16, 448)
+SMALL_BATCH = Workload("ViT-B/16 at 224", _BASE, 16)
 MAIN = (
     VIT_B,
     VIT_B_448,
