@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 
 from bench.cost import Size, expectation
+from bench.step.workloads import MAIN, NUM_CLASSES, VIT_B_448, Workload
+from bench.step.workloads import VIT_B as VIT_B_224
 from bench.step_times import (
     AUTHORS,
     AUTHORS_BF16,
@@ -31,66 +33,36 @@ from bench.step_times import (
 )
 
 PROBABILITIES = (0.0, 0.1, 0.3, 0.5, 0.8)
-NUM_CLASSES = 200
 # Rows and columns of the output that one program of a large product computes, and programs at a time.
 GEMM_TILE = (128, 256)
 MULTIPROCESSORS = 132
 
 
-class Workload(NamedTuple):
-    """A model and its batch.
-
-    Args:
-        title: In the tables.
-        model: timm's name.
-        batch: B.
-        image_size: Side in pixels, None for the model's own.
-    """
-
-    title: str
-    model: str
-    batch: int
-    image_size: int | None = None
-
-    @property
-    def size(self) -> Size:
-        """Sizes of the model."""
-        return _size(self.model, self.image_size)
+def title(workload: Workload) -> str:
+    """As in the tables."""
+    return f"{workload.title}, B={workload.batch}"
 
 
-VIT_B_224 = Workload("ViT-B/16 at 224, B=128", "vit_base_patch16_224", 128)
-VIT_B_448 = Workload("ViT-B/16 at 448, B=16", "vit_base_patch16_224", 16, 448)
-WORKLOADS = (
-    Workload("ViT-S/16 at 224, B=128", "vit_small_patch16_224", 128),
-    Workload("ViT-B/16 at 224, B=32", "vit_base_patch16_224", 32),
-    Workload("ViT-B/16 at 224, B=96", "vit_base_patch16_224", 96),
-    VIT_B_224,
-    Workload("ViT-B/16 at 224, B=256", "vit_base_patch16_224", 256),
-    VIT_B_448,
-    Workload("ViT-B/16 at 448, B=32", "vit_base_patch16_224", 32, 448),
-    Workload("ViT-L/16 at 224, B=64", "vit_large_patch16_224", 64),
-    Workload("CLIP ViT-L/14 at 224, B=64", "vit_large_patch14_clip_224", 64),
-    Workload("DINOv2 ViT-B/14 at 518, B=16", "vit_base_patch14_dinov2", 16),
-)
+def size_of(workload: Workload) -> Size:
+    """Sizes of the model."""
+    return _size(workload.model, workload.image_size, tuple(sorted(workload.kwargs.items())))
 
 
 @cache
-def _size(model: str, image_size: int | None) -> Size:
-    kwargs = {} if image_size is None else {"img_size": image_size}
+def _size(model: str, image_size: int | None, kwargs: tuple[tuple[str, Any], ...]) -> Size:
+    options = {} if image_size is None else {"img_size": image_size}
     with torch.device("meta"):
-        return Size.of(timm.create_model(model, num_classes=NUM_CLASSES, **kwargs))
+        return Size.of(timm.create_model(model, num_classes=NUM_CLASSES, **options, **dict(kwargs)))
 
 
-@cache
 def seconds(workload: Workload, provider: Provider, p: float) -> float:
     """Predicted time of a step, mean over the coins."""
-    return expected_seconds(workload.size, workload.batch, provider, p)
+    return expected_seconds(size_of(workload), workload.batch, provider, p)
 
 
-@cache
 def peak(workload: Workload, provider: Provider, p: float) -> float:
     """Predicted peak memory in bytes without frozen weights, mean over the coins."""
-    size, batch = workload.size, workload.batch
+    size, batch = size_of(workload), workload.batch
     return expectation(lambda coins: peak_bytes(size, batch, provider, coins), size.depth, p)
 
 
@@ -116,12 +88,12 @@ HEADER = ["workload, predicted", "p", *(f"{provider.name}, ms" for provider in P
 
 
 def rows(
-    workloads: Sequence[Workload] = WORKLOADS, probabilities: Sequence[float] = PROBABILITIES
+    workloads: Sequence[Workload] = MAIN, probabilities: Sequence[float] = PROBABILITIES
 ) -> list[list[str]]:
     """Predicted steps: everybody's mean time over the coins, and ratios."""
     return [
         [
-            workload.title,
+            title(workload),
             f"{p:g}",
             *(f"{1e3 * seconds(workload, provider, p):.1f}" for provider in PROVIDERS),
             *(f"{ratio(workload, p):.2f}" for ratio in RATIOS.values()),
@@ -170,7 +142,7 @@ def goal_rows() -> list[list[str]]:
             lines.append(
                 [
                     goal.text,
-                    workload.title,
+                    title(workload),
                     *(f"{ratio:.3f}" for ratio in ratios),
                     f"{'<=' if goal.at_most else '>='} {goal.bound:.2f}",
                     "reached" if reached else "missed",
@@ -185,7 +157,7 @@ SMALL_BATCH_HEADER = ["product, ViT-B/16 at 224", *(f"B={batch}" for batch in SM
 
 def small_batch_rows() -> list[list[str]]:
     """Time of one launch for the products of target and source over that of two, where whole waves count."""
-    size = VIT_B_224.size
+    size = size_of(VIT_B_224)
     shapes = {
         "q, k, v": (size.width, 3 * size.attention_width),
         "output": (size.attention_width, size.width),

@@ -128,13 +128,19 @@ def step_seconds(
     """Predicted time of a training step under a draw of coins, which plain fine-tuning ignores."""
     done = _parts(size, provider, coins)
     seconds = sum(times * part_seconds(size, batch, provider, part) for part, times in done.items())
+    return seconds + weights_seconds(size, provider, optimizer)
+
+
+def weights_seconds(size: Size, provider: Provider, optimizer: bool = True) -> float:
+    """Predicted time of casting weights and gradients, and of the optimizer: the same under every draw."""
+    moved = ADAMW_BYTES * size.parameters if optimizer else 0
     if provider.dtype == "bfloat16":
-        source = size.parameters if provider.casts_source and provider.savings else 0
-        moved = (CAST_BYTES + CAST_GRADIENT_BYTES) * size.parameters + CAST_BYTES * source
-        seconds += moved / MEMORY_BYTES_PER_S
-    return seconds + (ADAMW_BYTES * size.parameters / MEMORY_BYTES_PER_S if optimizer else 0.0)
+        moved += (CAST_BYTES + CAST_GRADIENT_BYTES) * size.parameters
+        moved += CAST_BYTES * size.parameters if provider.casts_source and provider.savings else 0
+    return moved / MEMORY_BYTES_PER_S
 
 
+@cache
 def expected_seconds(size: Size, batch: int, provider: Provider, p: float) -> float:
     """Exact expectation over the coins of `step_seconds`."""
     return expectation(lambda coins: step_seconds(size, batch, provider, coins), size.depth, p)

@@ -15,7 +15,7 @@ SMALL = {"img_size": 112, "patch_size": 8, "depth": 4, "embed_dim": 64, "num_hea
 
 @pytest.fixture(scope="module")
 def vit_b():
-    return step_predictions.VIT_B_224.size
+    return step_predictions.size_of(step_predictions.VIT_B_224)
 
 
 @pytest.mark.parametrize("coins", ["ssss", "cssc", "sccs", "cccc", "sscc"])
@@ -69,7 +69,9 @@ def test_the_optimizer_takes_the_same_whoever_computes_the_step(vit_b):
 
 def test_tables_have_a_field_for_each_column_and_a_row_for_each_case():
     lines = step_predictions.rows([step_predictions.VIT_B_448], [0.1, 0.5])
-    assert [line[:2] for line in lines] == [[step_predictions.VIT_B_448.title, p] for p in ("0.1", "0.5")]
+    assert [line[:2] for line in lines] == [
+        [step_predictions.title(step_predictions.VIT_B_448), p] for p in ("0.1", "0.5")
+    ]
     assert {len(line) for line in lines} == {len(step_predictions.HEADER)}
     goals = step_predictions.goal_rows()
     assert {len(line) for line in goals} == {len(step_predictions.GOAL_HEADER)}
