@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from bench.report.__main__ import main
+from bench.report.method import counts
 from bench.report.pages import PAGES, render
 from bench.report.recorded import Results
 from tests.recorded import make_checkout, record
@@ -78,6 +79,18 @@ def test_a_missing_result_names_what_records_it(checkout):
     (checkout.root / "bench" / "results" / "scaling.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"scaling\.json is missing: `python -m bench\.scaling"):
         rendered(checkout)
+
+
+def test_bytes_with_recomputation_are_shown_where_they_were_counted(checkout):
+    names = ("p", "full_source", "truncated_source", "flops_all_rows", "flops", "flops_max")
+    names += ("saved_bytes", "saved_bytes_max", "source_fraction")
+    cost = dict(zip(names, (0.1, 1.3, 1.2, 1.1, 1.0, 1.2, 0.9, 0.95, 0.5), strict=True))
+    record(checkout, "counts", {"model": "vit", "costs": [cost]})
+    row = "| 0.1 | 1.300 | 1.200 | 1.100 | **1.000** (max 1.200) | **0.900** (max 0.950) |"
+    assert f"{row} 50% |" in counts(checkout)
+    assert "recompute" not in counts(checkout)
+    record(checkout, "counts", {"model": "vit", "costs": [{**cost, "recomputed_bytes": 0.8}]})
+    assert f"{row} **0.800** | 50% |" in counts(checkout)
 
 
 @pytest.mark.parametrize(
