@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from bench.report import pictures
+from bench.report import pictures, scaling
 from bench.report.pages import PAGES, render
 from bench.report.plots import digest, drawn_from, save
 from bench.report.recorded import Results
@@ -41,7 +41,7 @@ def _pages(results: Results, check: bool) -> Iterator[str]:
 def _pictures(results: Results, check: bool) -> Iterator[str]:
     """Pictures that showed anything else; those that nothing is recorded for are removed."""
     folder = results.root / pictures.FOLDER
-    drawn = pictures.pictures(results)
+    drawn = pictures.pictures(results) | scaling.pictures(results)
     wanted = {folder / f"{name}.svg": picture for name, picture in drawn.items()}
     for path, picture in wanted.items():
         if drawn_from(path) != digest(picture):

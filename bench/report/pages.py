@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 
-from bench.report import benchmarks, method, operator
+from bench.report import benchmarks, method, operator, scaling
 from bench.report.recorded import Results
 
 Section = Callable[[Results], str]
@@ -25,6 +25,7 @@ PAGES: Mapping[str, Mapping[str, Section]] = {
         "step": benchmarks.gpu,
         "prediction": benchmarks.prediction,
         "step-cpu": benchmarks.cpu,
+        "scaling": scaling.section,
     },
 }
 
