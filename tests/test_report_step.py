@@ -106,6 +106,14 @@ def test_of_two_cases_of_one_p_that_of_more_providers_counts(measured):
     assert ["ours", "50.0", "50.0"] in rows(step.p_tables(measured))
 
 
+def test_no_case_is_left_out():
+    entries = {"ours": timed(10.0)}
+    alone, over_p = make_case(entries, "p", batch=1), [make_case(entries, "p", p=p) for p in (0.1, 0.5)]
+    experiment = make_case(entries, "experiments", batch=2)
+    text = step.other_tables(make_step(alone, *over_p, experiment))
+    assert re.findall(r"B=(\d+)", text) == ["1", "2"]
+
+
 def test_growth_is_in_the_order_of_what_grows(measured):
     assert rows(step.growth_tables(measured))[0][1:] == ["224", "320", "448"]
     depths = [make_case({"ours": timed(9.0)}, "depth", depth=depth) for depth in (12, 4)]

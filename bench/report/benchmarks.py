@@ -111,6 +111,7 @@ def _everything(results: Results, name: str) -> str:
         "Over p": step.p_tables(result),
         "Growth": step.growth_tables(result),
         "Ablation: savings switched off": step.ablation_tables(result),
+        "Experiments": step.other_tables(result),
         "Not timed, and why": step.failures(result),
         "Pictures": links(step_pictures(results, name), FOLDER.removeprefix("docs/")),
     }

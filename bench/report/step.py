@@ -138,6 +138,17 @@ def ablation_tables(result: Mapping[str, Any]) -> str:
     return _join(_case(case) for case in of_study(result, "ablation"))
 
 
+def other_tables(result: Mapping[str, Any]) -> str:
+    """Cases that no other table shows: of other studies, and those of p that are alone in their setting."""
+    shown = {"main", "ablation", *AXES}
+    compared = over_p(result)
+    return _join(
+        _case(case)
+        for case in result.get("cases", [])
+        if case["study"] not in shown or (case["study"] == "p" and setting(case) not in compared)
+    )
+
+
 def failures(result: Mapping[str, Any]) -> str:
     """Everybody who was not timed, and why."""
     return "\n".join(
