@@ -141,8 +141,12 @@ def test_one_wrong_coin_is_noticed(tiny, dtype, block):
     check = Check(tiny.reference, tiny.eager_outcome)
     flipped = tuple(coin ^ (i == block) for i, coin in enumerate(MIXED))
     check(tiny.eager_outcome(dtype, MIXED), dtype, MIXED)
+    wrong = tiny.eager_outcome(dtype, flipped)
     with pytest.raises(Wrong, match="relative error"):
-        check(tiny.eager_outcome(dtype, flipped), dtype, MIXED)
+        check(wrong, dtype, MIXED)
+    exact, unit = check.unit(dtype, MIXED)
+    errors = relative_errors(wrong, exact)
+    assert all(errors[name] > 3 * unit[name] for name in errors), "in logits as well as in gradients"
 
 
 class Halved(torch.autograd.Function):
@@ -217,14 +221,41 @@ def test_who_raises_stops_nobody_else(tiny, monkeypatch, calls, error, status):
     assert {entries[name]["status"] for name in (PLAIN, BY_HAND_EAGER)} == {"timed"}
 
 
-def test_a_failed_backward_leaves_no_gradients_to_others(tiny, monkeypatch):
-    class Broken(TrainingStep):
-        def update(self):
-            raise RuntimeError("no optimizer")
+class Broken(TrainingStep):
+    """Fails when it is timed."""
 
+    def update(self):
+        raise RuntimeError("no optimizer")
+
+
+class BrokenBackward(TrainingStep):
+    """Fails when it is checked."""
+
+    def forward_backward(self, coins):
+        super().forward_backward(coins)
+        raise RuntimeError("at the very end")
+
+
+class Clean(TrainingStep):
+    """Wants to begin without gradients."""
+
+    def forward_backward(self, coins):
+        assert all(p.grad is None for p in self.setting.target.parameters())
+        return super().forward_backward(coins)
+
+
+def test_who_fails_leaves_no_gradients_to_the_next(tiny, monkeypatch):
     broken = replace(PROVIDERS[OURS], step=Broken)
-    entries = measured(monkeypatch, tiny, broken)["providers"]
-    assert entries[OURS]["status"] == "failed"
+    clean = replace(PROVIDERS[OURS], step=Clean, name=OURS_COMPILED)
+    entries = measured(monkeypatch, tiny, broken, clean)["providers"]
+    assert entries[OURS] == {"status": "failed", "reason": "RuntimeError: no optimizer"}
+    assert entries[OURS_COMPILED]["status"] == "timed", entries[OURS_COMPILED]
+
+
+def test_who_fails_last_leaves_no_gradients(tiny, monkeypatch):
+    monkeypatch.setitem(PROVIDERS, OURS, replace(PROVIDERS[OURS], step=BrokenBackward))
+    found = measure.measure(Case(TINY, 0.5, F32, "p", [OURS]), tiny, SETTINGS)
+    assert found["providers"][OURS]["reason"] == "RuntimeError: at the very end"
     assert all(p.grad is None for p in tiny.setting.target.parameters())
 
 
@@ -272,12 +303,20 @@ def test_a_setting_is_the_same_again(setting):
 
 def test_the_optimizer_leaves_the_weights(setting):
     before = [p.clone() for p in setting.target.parameters()]
-    step = TrainingStep(lambda images, coins: setting.target(images), setting, make_optimizer(setting), F32)
+    optimizer = make_optimizer(setting)
+    step = TrainingStep(lambda images, coins: setting.target(images), setting, optimizer, F32)
     step.forward_backward(MIXED)
     assert any(p.grad.any() for p in setting.target.parameters())
     step.update()
     assert all(p.grad is None for p in setting.target.parameters())
     assert all(map(torch.equal, before, setting.target.parameters()))
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2}, "once to make its state"
+
+
+@pytest.mark.parametrize(("dtype", "least", "most"), [(F32, 1e-8, 1e-5), (BF16, 1e-3, 5e-2)])
+def test_arithmetic_is_that_of_the_case(tiny, dtype, least, most):
+    errors = relative_errors(tiny.eager_outcome(dtype, MIXED), tiny.reference(MIXED))
+    assert all(least < error < most for error in errors.values())
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at it while it compiles
@@ -355,7 +394,7 @@ def test_errors_are_relative():
 
 
 def test_idle_is_where_no_kernel_runs():
-    kernels = [("a", 0.0, 10.0), ("c", 30.0, 40.0), ("b", 5.0, 20.0), ("d", 40.0, 50.0)]
+    kernels = [("a", 0.0, 10.0), ("c", 30.0, 40.0), ("b", 5.0, 20.0), ("e", 6.0, 8.0), ("d", 40.0, 50.0)]
     assert idle_ms(kernels) == pytest.approx(0.01)
     assert idle_ms([]) == 0
 

@@ -64,6 +64,7 @@ def measure(case: Case, stage: Stage, settings: Settings) -> dict[str, Any]:
 
     def failed(name: str, error: Exception) -> None:
         entries[name] = _failure(error)
+        admitted[name].drop_gradients()
 
     timed = draws * (settings.num_draws // len(draws))
     device = stage.setting.device

@@ -46,7 +46,6 @@ class Reference:
 
     def __call__(self, coins: Sequence[bool]) -> Outcome:
         """The outcome under one coin per block."""
-        self.target.zero_grad(set_to_none=True)
         logits = []
         chunks = zip(self.images.split(self.at_once), self.labels.split(self.at_once), strict=True)
         for images, labels in chunks:
