@@ -3,6 +3,8 @@
 import pytest
 
 from bench.report import scaling
+from bench.report.__main__ import main
+from bench.report.pages import PAGES
 from tests.recorded import make_checkout, record
 
 
@@ -68,7 +70,10 @@ def test_nothing_recorded_and_stale_records_are_said(checkout):
 
 
 def test_the_picture_is_of_the_first_case_under_each_strategy(checkout):
-    record(checkout, "scaling", made_up())
+    result = made_up()
+    for case in result["cases"][2:]:
+        case["rows"] = [{**row, "independent_efficiency": 0.5} for row in case["rows"]]
+    record(checkout, "scaling", result)
     picture = scaling.pictures(checkout)["scaling-efficiency"]
     assert picture.title == "Predicted efficiency: ViT, p=0.1"
     assert picture.lines["DDP, equal coins"][1:] == [
@@ -77,3 +82,14 @@ def test_the_picture_is_of_the_first_case_under_each_strategy(checkout):
     ]
     assert picture.lines["FSDP, independent coins"] == [(1, 80.0), (2, 80.0), (64, 80.0)]
     assert "(figures/scaling-efficiency.svg)" in scaling.section(checkout)
+
+
+def test_the_picture_is_written_and_checked(checkout, monkeypatch, capsys):
+    for page in PAGES:
+        monkeypatch.setitem(PAGES, page, {})
+        (checkout.root / page).write_text("")
+    record(checkout, "scaling", made_up())
+    assert main(["--check"], checkout) == 1
+    assert capsys.readouterr().out.startswith("docs/figures/scaling-efficiency.svg: differs")
+    assert main([], checkout) == 0
+    assert main(["--check"], checkout) == 0
