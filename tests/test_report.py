@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+pytest.importorskip("matplotlib")
+
 from bench.report.__main__ import main
 from bench.report.method import counts
 from bench.report.pages import PAGES, render

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("matplotlib")
+
 from bench.report import scaling
 from bench.report.__main__ import main
 from bench.report.pages import PAGES

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+pytest.importorskip("matplotlib")
+
 from bench.report import benchmarks, pictures, plots, step
 from bench.report.__main__ import main
 from bench.report.pages import PAGES
