@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from bench.report import pieces
 from bench.report.__main__ import main
 from bench.report.method import counts
 from bench.report.pages import PAGES, render
@@ -106,6 +107,23 @@ def test_bytes_with_recomputation_are_shown_where_they_were_counted(checkout):
 def test_sections_of_a_page_are_those_that_are_rendered(checkout, text, error):
     with pytest.raises(ValueError, match=error):
         rendered(checkout, text)
+
+
+def test_pieces_and_float8_are_shown_or_named(checkout):
+    assert "Not measured yet: `python -m bench.parts" in pieces.parts(checkout)
+    assert "Not measured yet: `python -m bench.float8" in pieces.float8(checkout)
+    ways = {"in turn": {"p50_ms": 2.0, "iqr_ms": 0.1, "ratio": 1.0}}
+    ways["batched"] = {"p50_ms": 2.5, "iqr_ms": 0.1, "ratio": 1.25}
+    record(checkout, "parts", {"device": "cpu", "parts": [{"name": "products", "ways": ways}]})
+    assert "| products | batched | 2.50 | 1.25 |" in pieces.parts(checkout)
+    found = {"logits": 0.0123, "gradients": 0.02, "cosine": 0.9, "q": [1.0, 0.9], "k": [1.0], "v": [1.0]}
+    result = {"model": "vit", "batch": 4, "coins": [True, False], "differences": {"float8": found}}
+    record(checkout, "float8", result)
+    assert "| float8 | 1.23% | 2.00% | 0.90000 | 0.90000 | 1.00000 | 1.00000 |" in pieces.float8(checkout)
+    assert "1 of 2 read the source" in pieces.float8(checkout)
+    (checkout.root / "code" / "one.py").write_text("x = 2\n")
+    assert pieces.parts(checkout).startswith("**Stale**")
+    assert pieces.float8(checkout).startswith("**Stale**")
 
 
 def test_check_names_page_and_section_and_changes_nothing(tmp_path, capsys):

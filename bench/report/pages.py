@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 
-from bench.report import benchmarks, method, operator, scaling
+from bench.report import benchmarks, method, operator, pieces, scaling
 from bench.report.recorded import Results
 
 Section = Callable[[Results], str]
@@ -25,6 +25,8 @@ PAGES: Mapping[str, Mapping[str, Section]] = {
         "step": benchmarks.gpu,
         "prediction": benchmarks.prediction,
         "step-cpu": benchmarks.cpu,
+        "parts": pieces.parts,
+        "float8": pieces.float8,
         "scaling": scaling.section,
     },
 }
@@ -44,7 +46,7 @@ def render(text: str, sections: Mapping[str, Section], results: Results) -> tupl
     Raises:
         ValueError: The page has not the sections that it should have.
     """
-    found = re.findall(r"^<!-- ([a-z-]+) -->$", text, flags=re.MULTILINE)
+    found = re.findall(r"^<!-- ([a-z0-9-]+) -->$", text, flags=re.MULTILINE)
     if sorted(found) != sorted(sections):
         raise ValueError(f"sections must be {', '.join(sorted(sections))}, got {', '.join(sorted(found))}")
     differing = []

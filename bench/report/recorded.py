@@ -16,6 +16,8 @@ COMMANDS = {
     "programs": "python -m bench.programs --output bench/results/programs.json",
     "step": "python3 -m bench.step --quick --output bench/results/step.json",
     "step-cpu": "python -m bench.step --cpu --output bench/results/step-cpu.json",
+    "parts": "python -m bench.parts --output bench/results/parts.json",
+    "float8": "python -m bench.float8 --output bench/results/float8.json",
     "scaling": "python -m bench.scaling --output bench/results/scaling.json",
 }
 """What records each result."""
