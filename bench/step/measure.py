@@ -146,7 +146,7 @@ def _admit(
             "precision": str(precision).removeprefix("torch."),
             "error": {name: max(error[name] for error in errors) for name in errors[0]},
             "setup_s": round(ready.seconds, 2),
-            **memory.peak(ready.step, draws, provider.reads_source, ready.prepared_bytes),
+            **memory.peak(provider, ready.step, draws, ready.prepared_bytes),
             "saved_mib": memory.saved(ready.step, draws) if provider.is_eager else None,
         }
         admitted[provider.name] = ready.step

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.counts import saved_bytes
+from bench.step.provider import Provider
 from bench.step.training import TrainingStep
 
 MIB = 2**20
@@ -26,22 +27,22 @@ def allocated(device: torch.device) -> int | None:
 
 
 def peak(
-    step: TrainingStep, draws: Sequence[Coins], reads_source: bool, prepared: int
+    provider: Provider, step: TrainingStep, draws: Sequence[Coins], prepared: int
 ) -> dict[str, float | None]:
-    """What a provider takes on a GPU if it runs alone, at the most over the draws; None on the CPU.
+    """What a provider takes on a GPU if it runs alone, at the most over the draws; None if that is not known.
 
     Args:
-        step: Has run before.
+        provider: Says whether the source must be there at all.
+        step: Its step, which has run before.
         draws: Coins of all blocks, several times over.
-        reads_source: Whether the source must be there at all.
         prepared: Bytes that the provider made and keeps, such as weights of the source in another dtype.
     """
     setting = step.setting
-    if setting.device.type != "cuda":
+    if setting.device.type != "cuda" or provider.graphed:
         return {"peak_mib": None, "peak_mib_mean": None, "peak_mib_without_frozen": None}
     steps = [_step_peak(step, coins) for coins in draws]
     trained = _bytes(_tensors(setting.target)) + _bytes(_state(step.optimizer))
-    frozen = _bytes(_tensors(setting.source)) + prepared if reads_source else 0
+    frozen = _bytes(_tensors(setting.source)) + prepared if provider.reads_source else 0
     return {
         "peak_mib": (max(steps) + trained + frozen) / MIB,
         "peak_mib_mean": (fmean(steps) + trained + frozen) / MIB,

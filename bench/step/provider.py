@@ -23,6 +23,7 @@ class Provider:
         precision: Of its arithmetic; None for the case's.
         compiled: Compiled, and compared with those of ours that are.
         step: How a step is run.
+        graphed: Replays CUDA graphs, whose memory the allocator does not count as taken.
         allowed: How many times the error of the eager rival written by hand is allowed.
     """
 
@@ -32,6 +33,7 @@ class Provider:
     precision: torch.dtype | None = None
     compiled: bool = False
     step: Callable[..., TrainingStep] = TrainingStep
+    graphed: bool = False
     allowed: Mapping[str, float] = field(default_factory=lambda: ALLOWED)
 
     @property
@@ -42,7 +44,7 @@ class Provider:
     @property
     def is_eager(self) -> bool:
         """Whether operators run one by one, so that what they keep for the backward can be seen."""
-        return not self.compiled and self.step is TrainingStep
+        return not (self.compiled or self.graphed)
 
     def coins(self, drawn: Sequence[bool]) -> tuple[bool, ...]:
         """What its step computes where these coins are drawn: plain fine-tuning reads no source."""

@@ -71,12 +71,13 @@ EXPERIMENTS = (
     Provider("ours, fused projection", partial(experiments.one_launch, fused=True)),
     Provider("ours, side stream", experiments.side_stream),
     Provider("ours, prefetched source", experiments.prefetched),
-    Provider("ours, graphs of blocks", experiments.cuda_graphs_of_blocks, compiled=True),
+    Provider("ours, graphs of blocks", experiments.cuda_graphs_of_blocks, compiled=True, graphed=True),
     Provider(
         "ours, graph of the step",
         experiments.coins_on_device,
         BY_HAND,
         step=experiments.GraphedStep,
+        graphed=True,
     ),
     Provider("ours, source in float8", experiments.float8_source, allowed=FLOAT8),
 )

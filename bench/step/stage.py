@@ -85,7 +85,6 @@ def free_memory() -> None:
     """Collect garbage, and give back what no tensor takes."""
     gc.collect()
     if torch.cuda.is_initialized():
-        with contextlib.suppress(
-            RuntimeError
-        ):  # a broken device breaks whatever comes next, where it is recorded
+        # A broken device fails again with whatever comes next, which is recorded there.
+        with contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
