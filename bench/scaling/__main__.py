@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,7 +33,7 @@ WORKLOADS = [
 ]
 PROBABILITIES = (0.1, 0.5)
 TRAININGS = [
-    Training("vit_tiny_patch16_224", image_size=112, depth=12, batch=4, p=p, steps=24, repeats=5)
+    Training("vit_tiny_patch16_224", image_size=64, depth=12, batch=8, p=p, steps=16, repeats=6)
     for p in (0.1, 0.5, 0.8)
 ]
 
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-processes", action="store_true", help="leave out the run on two processes")
     args = parser.parse_args(arguments)
     start, machine = time.perf_counter(), environment(MEASURED)
+    load = os.getloadavg()[0]  # threads that ran in the last minute, none of them ours
     measured = json.loads(args.step.read_text()) if args.step.exists() else None
     result: dict[str, Any] = {
+        "load_before": load,
         "cluster": asdict(Cluster()),
         "cases": cases(WORKLOADS, PROBABILITIES, measured),
         "processes": [] if args.no_processes else [measure(training) for training in TRAININGS],

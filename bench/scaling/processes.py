@@ -59,7 +59,6 @@ class Training:
 
 def measure(training: Training) -> dict[str, Any]:
     """Train on all ranks; return mean times of a step in ms, and what independent coins cost, as ratios."""
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_run_rank, (training, folder), nprocs=RANKS)
         # [kind, rank, repeat, step]: alone with each rank's coins, together with equal and independent ones
@@ -72,7 +71,6 @@ def measure(training: Training) -> dict[str, Any]:
         **asdict(training),
         "ranks": RANKS,
         "cores": os.cpu_count(),
-        "load_before": load,
         "alone_ms": 1e3 * float(alone[0].mean()),
         "equal_ms": 1e3 * equal,
         "independent_ms": 1e3 * independent,

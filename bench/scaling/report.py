@@ -24,6 +24,7 @@ PROCESS_HEADER = [
     "independent, ms",
     "independent / equal",
     "predicted",
+    "load before",
 ]
 
 
@@ -55,7 +56,7 @@ def rows(result: Mapping[str, Any], gpus: Sequence[int] | None = None) -> list[l
 
 
 def process_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """What two processes took, and what their times alone predict."""
+    """What two processes took, and what their times alone predict; on idle cores, if it is to mean anything."""
     return [
         [
             f"{run['model']}, {run['depth']} blocks, {run['image_size']} px, B={run['batch']}",
@@ -65,6 +66,7 @@ def process_rows(result: Mapping[str, Any]) -> list[list[str]]:
             f"{run['independent_ms']:.1f}",
             f"{run['measured_ratio']:.3f}",
             f"{run['predicted_ratio']:.3f}",
+            f"{result['load_before']:.1f} on {run['cores']} cores",
         ]
         for run in result["processes"]
     ]
