@@ -56,7 +56,7 @@ def rows(result: Mapping[str, Any], gpus: Sequence[int] | None = None) -> list[l
 
 
 def process_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """What two processes took, and what their times alone predict; on idle cores, if it is to mean anything."""
+    """What two processes took, and what their times alone predict: comparable where cores are idle."""
     return [
         [
             f"{run['model']}, {run['depth']} blocks, {run['image_size']} px, B={run['batch']}",
