@@ -163,6 +163,8 @@ def test_two_processes_train_and_the_result_is_written(tmp_path, monkeypatch, ca
     assert run["predicted_ratio"] >= 1
     assert {len(row) for row in report.rows(result)} == {len(report.HEADER)}
     assert {len(row) for row in report.process_rows(result)} == {len(report.PROCESS_HEADER)}
+    assert "busy: load 1.5" in report.process_rows({**result, "load_before": 1.5})[0][0]
+    assert "busy" not in report.process_rows({**result, "load_before": 0.2})[0][0]
     assert len(report.rows(result, gpus=[8])) == len(result["cases"])
     printed = capsys.readouterr().out
     assert printed.startswith("Predictions")

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# Mean number of running threads up to which cores count as idle.
+IDLE_LOAD = 0.5
 HEADER = [
     "workload of each GPU",
     "p",
@@ -24,7 +26,6 @@ PROCESS_HEADER = [
     "independent, ms",
     "independent / equal",
     "predicted",
-    "load before",
 ]
 
 
@@ -57,16 +58,17 @@ def rows(result: Mapping[str, Any], gpus: Sequence[int] | None = None) -> list[l
 
 def process_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """What two processes took, and what their times alone predict: comparable where cores are idle."""
+    load = result.get("load_before", 0.0)
+    busy = f" (cores were busy: load {load:.1f} before)" if load > IDLE_LOAD else ""
     return [
         [
-            f"{run['model']}, {run['depth']} blocks, {run['image_size']} px, B={run['batch']}",
+            f"{run['model']}, {run['depth']} blocks, {run['image_size']} px, B={run['batch']}{busy}",
             f"{run['p']:g}",
             f"{run['alone_ms']:.1f}",
             f"{run['equal_ms']:.1f}",
             f"{run['independent_ms']:.1f}",
             f"{run['measured_ratio']:.3f}",
             f"{run['predicted_ratio']:.3f}",
-            f"{result['load_before']:.1f} on {run['cores']} cores",
         ]
         for run in result["processes"]
     ]
