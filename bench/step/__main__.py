@@ -1,7 +1,8 @@
 """`python -m bench.step --quick --output bench/results/step.json`.
 
-Estimates of what it takes, before any was made: on an H200 `--quick` four to five minutes, of which
-compilation is half, and everything two to three hours; `--cpu` four minutes on two cores.
+Estimates of what it takes on an H200, where none has been made: `--quick` five minutes, of which compilation
+is half, and everything two to three hours. `--cpu` takes about six minutes on two cores that do nothing else,
+half of it for the first case, which is the one that the goals are about.
 """
 
 import argparse
