@@ -7,6 +7,8 @@ import torch
 
 from bench import float8
 from bench.step import experiments
+from bench.step.providers import BY_HAND_EAGER, OURS, OURS_RECOMPUTING, PROVIDERS
+from bench.step.stage import Stage
 from bench.step.workloads import TINY, Setting
 from stochca import StochCA
 
@@ -41,6 +43,21 @@ def test_one_launch_computes_the_same_step(coins, impl, setting):
         variant = experiments.one_launch(setting, fused)
         variant.model.impl = impl
         assert_same(outcome(variant, setting, coins), expected)
+
+
+def test_who_holds_the_source_in_one_dtype_shares_it_and_changes_no_bit():
+    stage, low = Stage(TINY, torch.device("cpu")), torch.bfloat16
+    cast, *holding = (
+        stage.ready(PROVIDERS[name], low).step
+        for name in ("ours, source cast in every step", OURS, BY_HAND_EAGER, OURS_RECOMPUTING)
+    )
+    assert cast.setting is stage.setting
+    assert len({id(step.setting.source) for step in holding}) == 1
+    assert holding[0].setting.source.blocks[0].attn.qkv.weight.dtype == low
+    for coins in DRAWS:
+        for result, expected in zip(holding[0].outcome(coins), cast.outcome(coins), strict=True):
+            assert torch.equal(result, expected)
+    assert stage.ready(PROVIDERS[OURS], torch.float32).step.setting is stage.setting
 
 
 def test_recomputation_computes_the_same_step(setting):

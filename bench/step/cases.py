@@ -109,7 +109,7 @@ def quick_gpu_cases() -> list[Case]:
         Case(VIT_B, 0.5, bf16),
         Case(VIT_B, 0.0, bf16, "p", (*EAGER, *COMPILED)),
         Case(VIT_B, 0.1, bf16, "ablation", ABLATION),
-        *(Case(VIT_B_448, p, bf16, providers=(*EAGER, *COMPILED)) for p in (0.1, 0.5)),
+        *(Case(VIT_B_448, p, bf16, providers=(*EAGER, OURS_RECOMPUTING, *COMPILED)) for p in (0.1, 0.5)),
     ]
 
 

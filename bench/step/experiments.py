@@ -19,7 +19,6 @@ from bench.step.workloads import Setting
 from stochca import StepPlan, StochCA
 from stochca.attention import Coin, key_value, merge_heads, query
 from stochca.block import Masks, normalized, residuals, source_step
-from stochca.precision import SourceDtype
 from stochca.recompute import Recomputation
 from stochca_kernels import Projection, stochca_attention
 from stochca_kernels.projection import pair_of
@@ -30,14 +29,10 @@ def recomputing(setting: Setting) -> Patched:
     return Patched(StochCA(setting.target, setting.source, recompute=True).train())
 
 
-def held(setting: Setting) -> Patched:
-    """The source's weights in bfloat16 from the start."""
-    return Patched(_with_source(setting, "bfloat16"))
-
-
 def float8_source(setting: Setting) -> Patched:
     """Most products of the source in float8. Not exact."""
-    return Patched(_with_source(setting, "float8"))
+    source = copy.deepcopy(setting.source)
+    return Patched(StochCA(setting.target, source, source_dtype="float8").train())
 
 
 def cuda_graphs_of_blocks(setting: Setting) -> Forward:
@@ -219,7 +214,3 @@ def _used_on(stream: torch.cuda.Stream, results: Any) -> None:
     elif isinstance(results, tuple | list):
         for result in results:
             _used_on(stream, result)
-
-
-def _with_source(setting: Setting, dtype: SourceDtype) -> StochCA:
-    return StochCA(setting.target, copy.deepcopy(setting.source), source_dtype=dtype).train()

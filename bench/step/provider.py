@@ -24,6 +24,7 @@ class Provider:
         compiled: Compiled, and compared with those of ours that are.
         step: How a step is run.
         graphed: Replays CUDA graphs, whose memory the allocator does not count as taken.
+        holds_source: The weights of the source are held in the dtype of autocast, not cast in every step.
         allowed: How many times the error of the eager rival written by hand is allowed.
     """
 
@@ -34,6 +35,7 @@ class Provider:
     compiled: bool = False
     step: Callable[..., TrainingStep] = TrainingStep
     graphed: bool = False
+    holds_source: bool = True
     allowed: Mapping[str, float] = field(default_factory=lambda: ALLOWED)
 
     @property

@@ -62,11 +62,11 @@ SWITCHED_OFF = (
     Provider("ours, own K, V", savings.own_pairs, Savings(own_kv=True)),
     Provider("ours, K, V of class rows", savings.pairs_for_rows, Savings(row_kv=True)),
     Provider("ours, unpacked gradients", savings.unpacked),
+    Provider("ours, source cast in every step", ours, holds_source=False),
 )
 
 # Other ways to run ours, on a GPU.
 EXPERIMENTS = (
-    Provider("ours, source held in bfloat16", experiments.held),
     Provider("ours, one launch", experiments.one_launch),
     Provider("ours, fused projection", partial(experiments.one_launch, fused=True)),
     Provider("ours, side stream", experiments.side_stream),
@@ -87,7 +87,7 @@ PROVIDERS = {
     for provider in (
         Provider(PLAIN, plain, savings=None),
         Provider(PUBLISHED, as_published, savings=BY_HAND, precision=torch.float32),
-        Provider(PUBLISHED_AUTOCAST, as_published, savings=BY_HAND),
+        Provider(PUBLISHED_AUTOCAST, as_published, savings=BY_HAND, holds_source=False),
         Provider(BY_HAND_EAGER, by_hand, savings=BY_HAND),
         Provider(OURS, ours),
         Provider(OURS_RECOMPUTING, experiments.recomputing),

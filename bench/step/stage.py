@@ -43,6 +43,7 @@ class Stage:
         self.optimizer = make_optimizer(self.setting)
         self._alternating = tuple(i % 2 == 1 for i in range(len(self.setting.target.blocks)))
         self._ready: dict[tuple[str, torch.dtype], Ready] = {}
+        self._held: dict[torch.dtype, Setting] = {}
         self._warm: set[torch.dtype] = set()
 
     @functools.cached_property
@@ -60,13 +61,22 @@ class Stage:
         if key not in self._ready:
             # What libraries allocate with the first step of all is no provider's.
             self._warm_up(precision)
+            setting = self._setting_of(provider, precision)
             before, start = allocated(self.setting.device), time.perf_counter()
-            step = provider.step(provider.build(self.setting), self.setting, self.optimizer, precision)
+            step = provider.step(provider.build(setting), setting, self.optimizer, precision)
             step.outcome(provider.coins(self._alternating))
             after = allocated(self.setting.device)
             prepared = 0 if before is None or after is None else max(0, after - before)
             self._ready[key] = Ready(step, time.perf_counter() - start, prepared)
         return self._ready[key]
+
+    def _setting_of(self, provider: Provider, precision: torch.dtype) -> Setting:
+        """The setting as a provider wants it: all that hold the source in one dtype share its weights."""
+        if not (provider.reads_source and provider.holds_source):
+            return self.setting
+        if precision not in self._held:
+            self._held[precision] = self.setting.with_source_in(precision)
+        return self._held[precision]
 
     def _warm_up(self, precision: torch.dtype) -> None:
         if precision in self._warm:

@@ -1,12 +1,14 @@
 """What is trained: models, batches and image sizes that people fine-tune with, and their random weights."""
 
-from dataclasses import asdict, dataclass, field
+import copy
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor
 
+from stochca.precision import hold_weights
 from stochca.vit import TimmViT
 
 NUM_CLASSES = 200
@@ -89,6 +91,14 @@ class Setting:
             torch.randn(workload.batch, 3, *size, generator=generator, device=device),
             torch.randint(NUM_CLASSES, (workload.batch,), generator=generator, device=device),
         )
+
+    def with_source_in(self, dtype: torch.dtype) -> "Setting":
+        """The same, with a copy of the source whose weights are held in a dtype; itself for float32."""
+        if dtype == torch.float32:
+            return self
+        source = copy.deepcopy(self.source)
+        hold_weights(source, "bfloat16" if dtype == torch.bfloat16 else "float16")
+        return replace(self, source=source)
 
     @property
     def image_size(self) -> int:

@@ -106,7 +106,8 @@ def test_recomputation_changes_no_bit_and_takes_less_memory(setting):
 
 def test_weights_that_are_held_change_no_bit(setting):
     results = []
-    for model in (StochCA(setting.target, setting.source).train(), experiments.held(setting).model):
+    for source in (setting.source, setting.with_source_in(BF16).source):
+        model = StochCA(setting.target, source).train()
         results += outcomes(setting, lambda x, c, m=model: m(x, coins=c), draws=DRAWS[:1])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
