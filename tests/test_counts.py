@@ -55,7 +55,7 @@ def test_no_draw_saves_more_bytes_than_plain_fine_tuning():
     ("recompute", "bounds"), [(False, {0.1: 0.93, 0.5: 0.90}), (True, {0.1: 0.88, 0.5: 0.88})]
 )
 def test_bytes_that_vit_b_keeps_stay_within_their_bounds(recompute, bounds):
-    """Exact expectation over all 4,096 draws: what each kind of block keeps adds up, as two more draws show."""
+    """Exact expectation over all 4,096 draws: what blocks keep adds up, as two more draws show."""
     model = StochCA(timm.create_model(VIT_B, num_classes=10), recompute=recompute, impl="sdpa").train()
     images = torch.zeros(1, 3, 224, 224)
     parameters = [*model.parameters(), *model.source.parameters()]

@@ -38,8 +38,8 @@ def float8(results: Results) -> str:
     ]
     intro = paragraph(
         f"One training step of `{result['model']}`, B={result['batch']}, random weights, on",
-        f"{device(result)}: differences to the same step in float32. Least cosine of the source's queries, keys",
-        "and values is that of the worst block, mean over tokens and heads. Of the blocks,",
+        f"{device(result)}: differences to the same step in float32. Least cosine of the source's queries,",
+        "keys and values is that of the worst block, mean over tokens and heads. Of the blocks,",
         f"{sum(result['coins'])} of {len(result['coins'])} read the source.",
     )
     header = ["source", "logits", "gradients", "their cosine", "least cosine q", "k", "v"]
