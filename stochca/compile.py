@@ -1,10 +1,13 @@
 """Compilation of a function that runs in a few distinct ways, each as often as there are layers."""
 
+import itertools
 import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+_NUMBERS = itertools.count()
 
 
 class CompiledPerCase:
@@ -35,7 +38,10 @@ class CompiledPerCase:
 
 
 def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with a code object of its own, by which torch counts compilations."""
+    """The same function with a code object and a name of its own.
+
+    By the one torch counts compilations, by the other it remembers which sizes have changed.
+    """
     assert isinstance(function, types.FunctionType)
-    code = function.__code__.replace()
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_NUMBERS)}")
     return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)

@@ -326,7 +326,8 @@ class StochCA(nn.Module):
                     compute = partial(_keys, projection, self.source.blocks[i].attn.num_heads)
                     recomputation.instead_of(source_kv, compute, projection.x)
         if coin is True and rows is not None:
-            x, rows = x[:, :rows], None  # the other tokens are neither queries nor keys
+            # The other tokens are neither queries nor keys. In one layout, for which one graph is compiled.
+            x = x[:, :rows].contiguous()
         step = (self.target.blocks[i], x, source_kv, coin, masks, rows, self.impl)
         if checkpointing:
             return checkpoint(self._target_step, *step, use_reentrant=False), x0
