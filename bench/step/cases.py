@@ -25,6 +25,9 @@ from bench.step.workloads import (
     OVER_DEPTH,
     OVER_N,
     REDUCED,
+    REDUCED_OVER_B,
+    REDUCED_OVER_DEPTH,
+    REDUCED_OVER_N,
     SMALL_BATCH,
     TINY,
     VIT_B,
@@ -89,7 +92,7 @@ def gpu_cases() -> list[Case]:
             for workload in (VIT_B, VIT_B_448)
             for p in (0.0, 0.3, 0.8)
         ),
-        *_growth(0.1, bf16),
+        *_growth(0.1, bf16, OVER_N, OVER_B, OVER_DEPTH),
         *(
             Case(workload, p, bf16, "ablation", ABLATION)
             for workload in (VIT_B, VIT_B_448)
@@ -121,6 +124,11 @@ def cpu_cases() -> list[Case]:
         *(Case(REDUCED, p, f32, "p", (PLAIN, PUBLISHED, BY_HAND_EAGER, OURS)) for p in PROBABILITIES),
         Case(REDUCED, 0.1, f32, "ablation", ABLATION),
         Case(REDUCED, 0.5, f32, "ablation", ABLATION),
+        *(
+            Case(workload, 0.1, f32, study, EAGER)
+            for study, workloads in _studies(REDUCED_OVER_N, REDUCED_OVER_B, REDUCED_OVER_DEPTH)
+            for workload in workloads
+        ),
         Case(TINY, 0.5, f32, providers=(*EAGER, *COMPILED)),
     ]
 
@@ -135,9 +143,14 @@ def tiny_cases() -> list[Case]:
     ]
 
 
-def _growth(p: float, dtype: torch.dtype) -> Iterable[Case]:
-    studies: dict[Study, Sequence[Workload]] = {"N": OVER_N, "B": OVER_B, "depth": OVER_DEPTH}
-    for study, workloads in studies.items():
+def _growth(p: float, dtype: torch.dtype, *over: Sequence[Workload]) -> Iterable[Case]:
+    for study, workloads in _studies(*over):
         # Where B is small it matters how a step is launched.
         who = (*EAGER, *COMPILED) if study == "B" else (*EAGER, OURS_COMPILED, PLAIN_COMPILED)
         yield from (Case(workload, p, dtype, study, who) for workload in workloads)
+
+
+def _studies(*over: Sequence[Workload]) -> Iterable[tuple[Study, Sequence[Workload]]]:
+    """Workloads that grow in N, in B and in depth."""
+    names: tuple[Study, ...] = ("N", "B", "depth")
+    return zip(names, over, strict=True)

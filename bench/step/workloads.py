@@ -148,7 +148,16 @@ OVER_DEPTH = tuple(
 )
 
 VIT_S_CPU = Workload("ViT-S/16 at 224", _SMALL, 8)
-REDUCED = Workload("ViT-S/16 at 96, 6 blocks", _SMALL, 4, 96, {"depth": 6})
+
+
+def _reduced(batch: int = 4, size: int = 96, depth: int = 6) -> Workload:
+    return Workload(f"ViT-S/16 at {size}, {depth} blocks", _SMALL, batch, size, {"depth": depth})
+
+
+REDUCED = _reduced()
+REDUCED_OVER_N = tuple(_reduced(size=size) for size in (64, 96, 160, 224))
+REDUCED_OVER_B = tuple(_reduced(batch=batch) for batch in (1, 4, 16))
+REDUCED_OVER_DEPTH = tuple(_reduced(depth=depth) for depth in (3, 6, 12))
 TINY = Workload(
     "none, 4 narrow blocks",
     "vit_tiny_patch16_224",
