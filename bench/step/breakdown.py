@@ -12,11 +12,21 @@ from torch.profiler import ProfilerActivity, profile
 from bench.step.training import TrainingStep
 
 ATTENTION, GEMM, COPIES, OTHER, IDLE = "attention", "GEMM", "copies", "norm and elementwise", "idle"
+# What Inductor fuses, named after all operators that it came from; a copy if each of them is.
+_FUSED = re.compile(r"(?:triton_(?:poi|per|red|for)|cpp)_fused_")
+_MOVES = (
+    r"to_copy|copy|clone|cat|stack|view|unsafe_view|reshape|permute|transpose|t|expand|squeeze|unsqueeze|slice"
+    r"|select|split|split_with_sizes|unbind|slice_backward|select_backward"
+)
+_FUSED_COPY = re.compile(rf"{_FUSED.pattern}_*(?:(?:{_MOVES})(?:_+|$))+\d*")
+# That of the loss. One of torch's kernels says it in an argument of its template.
+_LOG_SOFTMAX = re.compile(r"log_?soft_?max|softmax_warp_\w+<[^>]*\d, true")
 # The first that matches. The softmax of materialised scores is attention, their products are GEMMs.
 _PATTERNS = {
-    ATTENTION: r"attn|attention|flash|fmha|sdpa|mha_|_tokens_|_projected_|_sum_splits|(?<!log_)softmax",
-    GEMM: r"gemm|gemv|nvjet|cutlass|cublas|xmma|splitk|wgmma|conv|addmm|::mm$|::bmm$|::linear$|matmul",
-    COPIES: r"memcpy|memset|copy|::cat$|catarray|::clone|::contiguous|triton_poi_fused_(_to_copy_|clone_)+\d",
+    ATTENTION: r"attn|attention|flash|fmha|sdpa|mha_|_tokens_|_projected_|_sum_splits|softmax",
+    GEMM: r"triton_tem_|gemm|gemv|nvjet|cutlass|cublas|xmma|splitk|wgmma|conv|addmm|::mm$|::bmm$|::linear$"
+    r"|matmul",
+    COPIES: r"memcpy|memset|copy|::cat$|catarray|::clone|::contiguous",
 }
 NUM_LONGEST = 10
 
@@ -27,7 +37,9 @@ Interval = tuple[str, float, float]
 def category(name: str) -> str:
     """What a kernel or an operator does; unknown names are elementwise."""
     lowered = name.lower()
-    if "log_softmax" in lowered:
+    if _FUSED.search(lowered):
+        return COPIES if _FUSED_COPY.fullmatch(lowered) else OTHER
+    if _LOG_SOFTMAX.search(lowered):
         return OTHER
     return next((kind for kind, pattern in _PATTERNS.items() if re.search(pattern, lowered)), OTHER)
 

@@ -1,7 +1,7 @@
 """StochCA as a good engineer would write it today on timm's blocks and torch's SDPA.
 
-Target and source advance block by block, so that one block's k, v of the source exist at a time. The source
-runs to its end in every step, and all tokens are computed.
+Target and source advance block by block, so that one block's k, v of the source exist at a time. A block that
+reads them projects none of its own. The source runs to its end in every step, and all tokens are computed.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,14 +55,18 @@ def self_block(block: Block, x: Tensor) -> Tensor:
 
 
 def cross_block(block: Block, x: Tensor, k0: Tensor, v0: Tensor) -> Tensor:
-    """A block that reads the source's."""
-    q, _, _ = qkv(block.attn, block.norm1(x))
+    """A block that reads the source's: it projects queries alone."""
+    q = query(block.attn, block.norm1(x))
     return residuals(block, x, F.scaled_dot_product_attention(q, k0, v0))
 
 
 def source_block(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block of the source: its tokens `[B, N, C]`, keys and values `[B, H, N, D]`."""
-    q, k, v = qkv(block.attn, block.norm1(x))
+    """A block of the source: its tokens `[B, N, C]`, keys and values `[B, H, N, D]`.
+
+    Queries are projected apart, so that no pair keeps them alive.
+    """
+    y = block.norm1(x)
+    q, (k, v) = query(block.attn, y), key_value(block.attn, y)
     return residuals(block, x, F.scaled_dot_product_attention(q, k, v)), k, v
 
 
@@ -71,6 +75,25 @@ def qkv(attn: Attention, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     packed = attn.qkv(y).unflatten(-1, (3, attn.num_heads, attn.head_dim))
     q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
+
+
+def query(attn: Attention, y: Tensor) -> Tensor:
+    """Queries `[B, H, N, D]` alone."""
+    (q,) = _project(attn, y, slice(None, attn.num_heads * attn.head_dim))
+    return attn.q_norm(q)
+
+
+def key_value(attn: Attention, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values `[B, H, N, D]` alone."""
+    k, v = _project(attn, y, slice(attn.num_heads * attn.head_dim, None))
+    return attn.k_norm(k), v
+
+
+def _project(attn: Attention, y: Tensor, rows: slice) -> tuple[Tensor, ...]:
+    """What some rows of the weight of q, k and v make."""
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[rows]
+    packed = F.linear(y, attn.qkv.weight[rows], bias).unflatten(-1, (-1, attn.num_heads, attn.head_dim))
+    return packed.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def residuals(block: Block, x: Tensor, attention: Tensor) -> Tensor:

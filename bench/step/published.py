@@ -18,24 +18,27 @@ Triple = tuple[Tensor, Tensor, Tensor]
 def forward(target: TimmViT, source: TimmViT, images: Tensor, coins: Sequence[bool]) -> Tensor:
     """Logits `[B, classes]` under one coin per block."""
     with torch.no_grad():
-        _, kept = _run(source, images, [None] * len(coins))
-    read = [pair if coin else None for pair, coin in zip(kept, coins, strict=True)]
-    tokens, _ = _run(target, images, read)
+        kept: list[Triple] = []
+        _run(source, images, [None] * len(coins), kept)
+    read = [triple if coin else None for triple, coin in zip(kept, coins, strict=True)]
+    tokens = _run(target, images, read)
     return target.forward_head(target.norm(tokens))
 
 
-def _run(vit: TimmViT, images: Tensor, read: Sequence[Triple | None]) -> tuple[Tensor, list[Triple]]:
-    """Tokens `[B, N, C]` after all blocks, and each block's q, k and v; `read` replaces a block's k and v."""
+def _run(
+    vit: TimmViT, images: Tensor, read: Sequence[Triple | None], kept: list[Triple] | None = None
+) -> Tensor:
+    """Tokens `[B, N, C]` after all blocks; `read` replaces a block's k, v; `kept` receives its q, k, v."""
     x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
-    kept = []
     for block, other in zip(vit.blocks, read, strict=True):
-        q, k, v = triple = _project(block, block.norm1(x))
-        kept.append(triple)
+        q, k, v = _project(block, block.norm1(x))
+        if kept is not None:
+            kept.append((q, k, v))
         if other is not None:
             _, k, v = other
         x = x + block.ls1(_attend(block, q, k, v))
         x = x + block.ls2(block.mlp(block.norm2(x)))
-    return x, kept
+    return x
 
 
 def _project(block: Block, y: Tensor) -> Triple:
