@@ -90,6 +90,7 @@ class Provider:
         kept: Bytes kept for the backward for each token and channel, of a block of the target: inputs of
             norms, of products and of attention. Attention's output is the input of a product.
         kept_hidden: The same for each token and hidden channel.
+        recomputes: The backward computes outputs of norms and GELU again, and the source's keys and values.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Provider:
     casts_source: bool = True
     kept: int = 20
     kept_hidden: int = 4
+    recomputes: bool = False
 
     @property
     def matmul_flops_per_s(self) -> float:
@@ -111,33 +113,43 @@ class Provider:
 PLAIN_EAGER = Provider("plain eager", None, EAGER, "sdpa")
 # A compiled backward computes norms and GELU again from their inputs, which alone are kept.
 PLAIN = Provider("plain compiled", None, COMPILED, "sdpa", kept=16, kept_hidden=2)
-HAND = Provider("by hand compiled", BY_HAND, COMPILED, "sdpa", kept=16, kept_hidden=2)
+# Who writes it by hand projects queries alone where a block reads the source, and casts the source once.
+HAND_EAGER = Provider(
+    "by hand eager", Savings(class_rows=False, full_source=True), EAGER, "sdpa", casts_source=False
+)
+HAND = replace(HAND_EAGER, name="by hand compiled", pointwise=COMPILED, kept=16, kept_hidden=2)
 AUTHORS = Provider("authors fp32", BY_HAND, FLOAT32, "scores", "float32", kept=44, kept_hidden=8)
 AUTHORS_BF16 = Provider("authors bf16", BY_HAND, EAGER, "scores", kept=26)
 OURS_EAGER = Provider("ours eager", ALL_SAVINGS, replace(EAGER, unpack=0), "ours", casts_source=False)
+OURS_RECOMPUTING = replace(OURS_EAGER, name="ours, recomputing", kept=16, kept_hidden=2, recomputes=True)
 OURS = replace(
     OURS_EAGER, name="ours compiled", pointwise=replace(COMPILED, unpack=0), kept=16, kept_hidden=2
 )
 OURS_FP8 = replace(OURS, name="ours, fp8 source", source_speedup=FP8_SPEEDUP)
-PROVIDERS = (PLAIN_EAGER, PLAIN, HAND, AUTHORS, AUTHORS_BF16, OURS_EAGER, OURS, OURS_FP8)
+PROVIDERS = (PLAIN_EAGER, PLAIN, HAND, AUTHORS, AUTHORS_BF16, OURS_EAGER, OURS_RECOMPUTING, OURS, OURS_FP8)
 
 
 def step_seconds(
     size: Size, batch: int, provider: Provider, coins: Sequence[bool], optimizer: bool = True
 ) -> float:
     """Predicted time of a training step under a draw of coins, which plain fine-tuning ignores."""
-    done = _parts(size, provider, coins)
+    done = parts_of(size, provider, coins)
     seconds = sum(times * part_seconds(size, batch, provider, part) for part, times in done.items())
     return seconds + weights_seconds(size, provider, optimizer)
 
 
 def weights_seconds(size: Size, provider: Provider, optimizer: bool = True) -> float:
     """Predicted time of casting weights and gradients, and of the optimizer: the same under every draw."""
+    return weights_bytes(size, provider, optimizer) / MEMORY_BYTES_PER_S
+
+
+def weights_bytes(size: Size, provider: Provider, optimizer: bool = True) -> int:
+    """Bytes that they move."""
     moved = ADAMW_BYTES * size.parameters if optimizer else 0
     if provider.dtype == "bfloat16":
         moved += (CAST_BYTES + CAST_GRADIENT_BYTES) * size.parameters
         moved += CAST_BYTES * size.parameters if provider.casts_source and provider.savings else 0
-    return moved / MEMORY_BYTES_PER_S
+    return moved
 
 
 @cache
@@ -152,20 +164,25 @@ def part_seconds(size: Size, batch: int, provider: Provider, part: Part) -> floa
     products = batch * work(size, part, provider.savings or ALL_SAVINGS).gemm / provider.matmul_flops_per_s
     if part in (Part.SOURCE_STEM, Part.SOURCE, Part.SOURCE_KV):
         products /= provider.source_speedup
-    moved = batch * size.length * size.width * _pointwise_bytes(size, provider, part)
+    if part is Part.CROSS and provider.recomputes:
+        products += batch * work(size, Part.SOURCE_KV).gemm / provider.matmul_flops_per_s
+    moved = batch * size.length * size.width * pointwise_bytes(size, provider, part)
     return products + moved / MEMORY_BYTES_PER_S + _attention_seconds(size, batch, provider, part)
 
 
-def _parts(size: Size, provider: Provider, coins: Sequence[bool]) -> Counter[Part]:
+def parts_of(size: Size, provider: Provider, coins: Sequence[bool]) -> Counter[Part]:
+    """How many times somebody's step under a draw does each part."""
     return plain_parts(size) if provider.savings is None else parts(size, coins, provider.savings)
 
 
-def _pointwise_bytes(size: Size, provider: Provider, part: Part) -> float:
-    """For each token and channel."""
+def pointwise_bytes(size: Size, provider: Provider, part: Part) -> float:
+    """Bytes that kernels other than products and attention move, for each token and channel."""
     each, hidden, scaled = provider.pointwise, size.mlp_hidden / size.width, 2 * size.layer_scale
     forward = 2 * (each.norm + each.residual) + each.activation * hidden + each.scale * scaled
     backward = 2 * (each.norm_backward + each.residual_backward) + each.activation_backward * hidden
     backward += each.scale_backward * scaled
+    if provider.recomputes:
+        backward += 2 * each.norm + each.activation * hidden
     of_mlp_and_output = each.bias_gradient * (2 + hidden)
     whole = forward + backward + of_mlp_and_output + each.bias_gradient * 3 + each.unpack
     ends = each.norm + each.residual + each.norm_backward + each.residual_backward
@@ -174,7 +191,7 @@ def _pointwise_bytes(size: Size, provider: Provider, part: Part) -> float:
         Part.ENDS: ends,
         Part.SELF: whole,
         Part.CROSS: whole if projects_own else forward + backward + of_mlp_and_output + each.bias_gradient,
-        Part.SELF_ROWS: each.norm + each.norm_backward,
+        Part.SELF_ROWS: each.norm * (2 if provider.recomputes else 1) + each.norm_backward,
         Part.CROSS_ROWS: 0,
         Part.SOURCE_STEM: each.residual,
         Part.SOURCE: forward,
@@ -221,10 +238,12 @@ def peak_bytes(size: Size, batch: int, provider: Provider, coins: Sequence[bool]
 
     The peak is where the backward begins. What one block needs while it runs is left out.
     """
-    done = _parts(size, provider, coins)
+    done = parts_of(size, provider, coins)
     number = 4 if provider.dtype == "float32" else 2
     of_block = provider.kept + provider.kept_hidden * size.mlp_hidden / size.width
     of_part = {Part.SELF: of_block, Part.CROSS: of_block, Part.SELF_ROWS: 6, Part.CROSS_ROWS: 2}
+    if provider.recomputes:  # of the source's pair its normalised tokens are kept
+        of_part |= {Part.CROSS: of_block - number, Part.SELF_ROWS: 4}
     if provider.savings is not None and provider.savings.own_kv:
         of_part[Part.CROSS] = of_block + 2 * number  # the source's pair beside an own one
     kept = size.length * size.width * sum(of_part.get(part, 0.0) * times for part, times in done.items())

@@ -25,10 +25,11 @@ README_PREDICTION = (
     "plain compiled, ms",
     "by hand compiled, ms",
     "authors fp32, ms",
+    "ours eager, ms",
     "ours compiled, ms",
     "ours / plain",
     "ours / by hand",
-    "authors fp32 / ours",
+    "authors fp32 / ours, eager",
 )
 
 
@@ -40,7 +41,7 @@ def readme_gpu(results: Results) -> str:
     predicted = step_predictions.rows([step_predictions.VIT_B_224])
     header, rows = _columns(step_predictions.HEADER, predicted, README_PREDICTION)
     of = f"A training step of {predicted[0][0]}, with its optimizer, mean over the coins."
-    return f"{paragraph(*PREDICTION, of)}\n\n{table(header, rows)}"
+    return "\n\n".join([paragraph(*PREDICTION, of), table(header, rows), predicted_goals()])
 
 
 def readme_cpu(results: Results) -> str:
@@ -58,12 +59,16 @@ def goals(results: Results) -> str:
             where = device_name(result)
             body = f"{results.stale_note(name, result)}{step.goal_table(result)}\n\n{_source(result)}"
         elif name == GPU:
-            predicted = table(step_predictions.GOAL_HEADER, step_predictions.goal_rows(), left=2)
-            body = f"{paragraph(*PREDICTION)}\n\n{predicted}"
+            body = f"{paragraph(*PREDICTION)}\n\n{predicted_goals()}"
         else:
             body = not_measured(name)
         parts.append(f"**{where}**\n\n{body}")
     return "\n\n".join(parts)
+
+
+def predicted_goals() -> str:
+    """The goals on an H200 with the values that are predicted, judged as measured ones are."""
+    return f"Goals, *predicted*:\n\n{step.goal_table(step_predictions.predicted())}"
 
 
 def gpu(results: Results) -> str:

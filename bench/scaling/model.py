@@ -7,8 +7,8 @@ from bench.scaling.cluster import Cluster
 from bench.scaling.stages import one_gpu
 from bench.scaling.timeline import STRATEGIES, Messages, states_bytes
 from bench.scaling.waiting import equal_coins, independent_coins, simulate
+from bench.sizes import title
 from bench.step.workloads import Workload
-from bench.step_predictions import title
 
 GPUS = tuple(2**k for k in range(11))
 # Draws of coins that a simulation plays, over all ranks; it plays no fewer steps than `MIN_TRIALS`.

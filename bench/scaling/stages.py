@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.cost import Part, Size
+from bench.sizes import size_of
 from bench.step.workloads import Workload
-from bench.step_predictions import size_of
 from bench.step_times import OURS, expected_seconds, part_seconds, weights_seconds
 
 # Of a part of the target forward and backward: products of the backward are twice those of the forward.
