@@ -74,10 +74,10 @@ def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor] = ()) ->
     pack = Recomputation._pack
 
     def keep_packed(self: Recomputation, tensor: Tensor) -> Any:
-        packed = pack(self, tensor)
-        for kept in (packed,) if isinstance(packed, Tensor) else packed[0].inputs:
+        saved = pack(self, tensor)
+        for kept in saved.versions.tensors:
             keep(kept)
-        return packed
+        return saved
 
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),

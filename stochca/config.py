@@ -219,10 +219,14 @@ RESUMABLE = {
 def changed_options(saved: dict[str, Any], options: FinetuneOptions) -> list[str]:
     """Name the options of a saved run that a resuming one may not change and did, with both values."""
     now = dataclasses.asdict(options)
+    then = {
+        **dataclasses.asdict(FinetuneOptions()),
+        **saved,
+    }  # an option younger than the run had its default
     return [
-        f"{flag(name)} was {saved.get(name)}, is {now[name]}"
+        f"{flag(name)} was {then[name]}, is {now[name]}"
         for name in now
-        if name not in RESUMABLE and saved.get(name) != now[name]
+        if name not in RESUMABLE and then[name] != now[name]
     ]
 
 

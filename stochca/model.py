@@ -4,11 +4,11 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, get_args
 
 import timm
 import torch
+from timm.layers import Attention
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +17,7 @@ from stochca.attention import Coin
 from stochca.block import Masks, drop_path_masks, source_step, target_step
 from stochca.compile import CompiledPerCase
 from stochca.plan import CoinSampler, Mode, Per, Rng, Schedule, StepPlan, replay
-from stochca.precision import SourceDtype, check_arithmetic, hold_weights
+from stochca.precision import SourceDtype, check_arithmetic, check_float8, hold_weights
 from stochca.recompute import Recomputation
 from stochca.vit import TimmViT, check_drivable, check_pair, num_class_rows, renormalization, stem
 from stochca_kernels.dispatch import Impl
@@ -43,8 +43,9 @@ class StochCA(nn.Module):
     Args:
         target: A timm `VisionTransformer` or `NaFlexVit` built of timm's `Block` and `Attention`.
         source: A frozen model of the same architecture; None takes a copy of `target` as it is now. It is
-            switched to eval mode and requires no grad from here on. Where its `pretrained_cfg` names
-            another normalisation than the target's, images are renormalised for it.
+            switched to eval mode and requires no grad from here on, and `source_dtype` casts its weights in
+            place. Where its `pretrained_cfg` names another normalisation than the target's, images are
+            renormalised for it.
         p: Probability that a block reads the source: a number, one per block, or a function of the step
             that returns either.
         per: "batch": one coin per block, as in the paper. "sample": one per block and sample.
@@ -58,9 +59,9 @@ class StochCA(nn.Module):
             for the backward, but compute them again there. Exact. A compiled model does this for norms and
             activation functions in any case.
         source_dtype: Hold the weights of the source's linear layers in the dtype that steps compute in, from
-            the first step on: "bfloat16" or "float16" under autocast to the same, with the same results bit
-            for bit; None leaves them as they are. "float8" computes most of the source in float8, which is
-            not exact, see `stochca.precision.hold_weights`.
+            the first step that reads it on: "bfloat16" or "float16" under autocast to the same, with the same
+            results bit for bit; None leaves them as they are. "float8" computes most of the source in float8,
+            which is not exact, see `stochca.precision.hold_weights`.
         impl: Implementation of the operator, see `stochca_kernels.stochca_attention`.
 
     Attributes:
@@ -102,6 +103,8 @@ class StochCA(nn.Module):
         ):
             if value not in values:
                 raise ValueError(f"{name} must be one of {values}, got {value!r}")
+        if source_dtype == "float8":
+            check_float8(source)
         self.target = target
         self._unregistered = [source.eval().requires_grad_(False)]
         self.coins = CoinSampler(p, len(target.blocks), per=per, mode=mode, seed=seed, rng=rng)
@@ -112,6 +115,7 @@ class StochCA(nn.Module):
         self._holds_source_dtype = source_dtype is None
         self.impl = impl
         self._renormalization = renormalization(target, source)
+        self._factor_and_shift: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._target_step: Callable[..., Tensor] = target_step
         self._source_step: Callable[..., Any] = source_step
 
@@ -278,6 +282,8 @@ class StochCA(nn.Module):
             raise TypeError(f"images must be a tensor (B, C, H, W) in training, got {type(images).__name__}")
         if images.ndim != 4:
             raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
+        if self.source_dtype is not None:
+            check_arithmetic(self.source_dtype, images)
         depth = len(self.target.blocks)
         if coins is None:
             plan = self.coins.draw(images.shape[0], images.device)
@@ -316,15 +322,13 @@ class StochCA(nn.Module):
         if i < plan.source_blocks:
             advance = i + 1 < plan.source_blocks
             with torch.no_grad():
+                # Tokens are smaller than their pair, which checkpointing can project again with the block.
+                as_tokens = rows is not None or (checkpointing and recomputation is not None)
                 source_kv, projection, x0 = self._source_step(
-                    self.source.blocks[i], x0, coin is not False, advance, rows is not None, self.impl
+                    self.source.blocks[i], x0, coin is not False, advance, as_tokens, self.impl
                 )
-            if recomputation is not None and isinstance(projection, Projection):
-                if checkpointing:
-                    source_kv = projection  # which is smaller, and projected again with the block
-                elif not isinstance(source_kv, Projection):
-                    compute = partial(_keys, projection, self.source.blocks[i].attn.num_heads)
-                    recomputation.instead_of(source_kv, compute, projection.x)
+            if recomputation is not None and projection is not None:
+                _recompute_pair(recomputation, source_kv, projection, self.source.blocks[i].attn)
         if coin is True and rows is not None:
             # The other tokens are neither queries nor keys. In one layout, for which one graph is compiled.
             x = x[:, :rows].contiguous()
@@ -335,13 +339,16 @@ class StochCA(nn.Module):
 
     @torch.no_grad()
     def _source_stem(self, images: Tensor) -> Tensor:
-        if self.source_dtype is not None:
-            if not self._holds_source_dtype:
-                hold_weights(self.source, self.source_dtype)
-                self._holds_source_dtype = True
-            check_arithmetic(self.source, images)
+        if self.source_dtype is not None and not self._holds_source_dtype:
+            hold_weights(self.source, self.source_dtype)
+            self._holds_source_dtype = True
         if self._renormalization is not None:
-            factor, shift = (images.new_tensor(t)[:, None, None] for t in self._renormalization)
+            like = images.device, images.dtype
+            if (
+                like not in self._factor_and_shift
+            ):  # moved to the device once, and not waited for in every step
+                self._factor_and_shift[like] = images.new_tensor(self._renormalization)[..., None, None]
+            factor, shift = self._factor_and_shift[like]
             images = images * factor + shift
         return stem(self.source, images)
 
@@ -358,6 +365,7 @@ class StochCA(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StochCA":
         super()._apply(fn, recurse)
         self.source._apply(fn, recurse)
+        self._holds_source_dtype = self.source_dtype is None
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -406,9 +414,17 @@ class StochCA(nn.Module):
         }
 
 
-def _keys(weights: Projection, num_heads: int, x: Tensor) -> Tensor:
-    """The source's keys, in one storage with its values."""
-    return pair_of(weights._replace(x=x), num_heads)[0]
+def _recompute_pair(
+    recomputation: Recomputation, source_kv: KV, projection: Projection, attn: Attention
+) -> None:
+    """Keep the source's tokens, and not the keys and values projected from them."""
+    if source_kv is None or isinstance(source_kv, Projection):
+        return
+
+    def keys(x: Tensor) -> Tensor:  # in one storage with the values
+        return pair_of(projection._replace(x=x), attn.num_heads)[0]
+
+    recomputation.instead_of(source_kv, keys, projection.x, weights=attn.qkv.parameters())
 
 
 def _refuse(timm_kwargs: dict[str, Any]) -> None:

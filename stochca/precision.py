@@ -1,7 +1,8 @@
 """The dtype that products are computed in, and a frozen source that is held in it from the start."""
 
 import dataclasses
-from typing import Literal
+import importlib
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,38 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind)
 
 
+def check_arithmetic(dtype: SourceDtype, images: Tensor) -> None:
+    """Refuse a step that computes in another dtype than the source is to be held in.
+
+    Raises:
+        ValueError: With both dtypes.
+    """
+    wanted, met = _product_dtype_of(dtype), product_dtype(images)
+    if met != wanted:
+        raise ValueError(
+            f'source_dtype="{dtype}" is for steps in {wanted}, but this one computes in {met}: '
+            f"use torch.autocast with {wanted}, or another source_dtype"
+        )
+
+
+def check_float8(source: TimmViT) -> None:
+    """Refuse early what float8 cannot be made of.
+
+    Raises:
+        ImportError: torchao is missing.
+        ValueError: 16 does not divide all widths.
+    """
+    _torchao()
+    widths = {
+        side
+        for name, module in source.blocks.named_modules()
+        if _becomes_float8(module, name)
+        for side in module.weight.shape
+    }
+    if odd := sorted(side for side in widths if side % 16):
+        raise ValueError(f"float8 needs widths that 16 divides, the source has {odd}")
+
+
 def hold_weights(source: TimmViT, dtype: SourceDtype) -> None:
     """Cast the weights of a frozen model's linear and convolution layers, once and in place.
 
@@ -30,60 +63,47 @@ def hold_weights(source: TimmViT, dtype: SourceDtype) -> None:
         dtype: "float8" holds the output projection and the MLP of each block in float8 (e4m3, one scale per
             row, activations scaled row by row as they come), the rest in bfloat16: keys and values are
             products in bfloat16, of tokens that float8 has passed through. Needs torchao, and on a GPU
-            compute capability 8.9; on a CPU it is emulated, slowly.
+            compute capability 8.9; on a CPU its rounding is emulated, slowly.
 
     Raises:
         ValueError: float8 does not run on this GPU, or with these widths.
         ImportError: torchao is missing.
     """
-    compute = torch.bfloat16 if dtype == "float8" else getattr(torch, dtype)
     for module in source.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(compute)
+            module.to(_product_dtype_of(dtype))
     if dtype == "float8":
+        check_float8(source)
         _to_float8(source)
 
 
-def check_arithmetic(source: TimmViT, images: Tensor) -> None:
-    """Refuse images that meet weights held in another dtype.
-
-    Raises:
-        ValueError: With both dtypes.
-    """
-    held, met = source.blocks[0].attn.qkv.weight.dtype, product_dtype(images)
-    if met != held:
-        raise ValueError(
-            f"the source holds its weights in {held}, but this step computes in {met}: "
-            f"use torch.autocast with {held}, or another source_dtype"
-        )
-
-
 def _to_float8(source: TimmViT) -> None:
-    try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-    except ImportError as error:
-        raise ImportError('a source in float8 needs torchao: pip install "stochca[float8]"') from error
-
-    def is_converted(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and "qkv" not in name
-
-    widths = {
-        side
-        for name, module in source.blocks.named_modules()
-        if is_converted(module, name)
-        for side in module.weight.shape
-    }
-    if odd := sorted(side for side in widths if side % 16):
-        raise ValueError(f"float8 needs widths that 16 divides, the source has {odd}")
+    quantization, float8 = _torchao()
     device = source.blocks[0].attn.qkv.weight.device
     if device.type == "cuda":
         if (capability := torch.cuda.get_device_capability(device)) < (8, 9):
             raise ValueError(f"float8 needs compute capability 8.9, this GPU has {capability}")
-        quantize_(
-            source.blocks, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), is_converted
-        )
-    else:
-        rowwise = Float8LinearConfig.from_recipe_name("rowwise")
-        emulated = dataclasses.replace(rowwise, emulate=True)
-        convert_to_float8_training(source.blocks, config=emulated, module_filter_fn=is_converted)
+        rowwise = quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow())
+        quantization.quantize_(source.blocks, rowwise, _becomes_float8)
+        return
+    emulated = dataclasses.replace(
+        float8.Float8LinearConfig.from_recipe_name("rowwise"), emulate=True, round_scales_to_power_of_2=False
+    )
+    float8.convert_to_float8_training(source.blocks, config=emulated, module_filter_fn=_becomes_float8)
+
+
+def _becomes_float8(module: nn.Module, name: str) -> bool:
+    """Whether a module of the blocks is one of those that compute in float8, and does not yet."""
+    is_plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter
+    return is_plain and "qkv" not in name
+
+
+def _product_dtype_of(dtype: SourceDtype) -> torch.dtype:
+    return torch.bfloat16 if dtype == "float8" else getattr(torch, dtype)
+
+
+def _torchao() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("torchao.quantization"), importlib.import_module("torchao.float8")
+    except ImportError as error:
+        raise ImportError('a source in float8 needs torchao: pip install "stochca[float8]"') from error

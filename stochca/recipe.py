@@ -42,8 +42,8 @@ def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
             **overlay,
             **target_kwargs(options, num_classes),
         )
-    except (RuntimeError, TypeError) as error:
-        # An unknown name or argument, weights that are not there or do not fit, or not a plain ViT.
+    except (RuntimeError, TypeError, ImportError) as error:
+        # An unknown name or argument, weights that are not there or do not fit, no plain ViT, or no torchao.
         raise ValueError(f"cannot create {options.model}: {error}") from error
     model.set_grad_checkpointing(options.grad_checkpointing)
     if options.torchcompile:

@@ -4,24 +4,30 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from timm.layers import GELUTanh, QuickGELU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from stochca.precision import product_dtype
+
+# Activations whose backward reads their input, which is therefore kept anyway.
+_FROM_INPUT = (nn.GELU, GELUTanh, QuickGELU, nn.SiLU)
 
 
 class Recomputation:
     """A context in which autograd keeps recipes instead of tensors, for those tensors that have one.
 
     The outputs of the norms and activation functions of `blocks` have one: the module and its input, which
-    autograd keeps anyway. Others get theirs by `instead_of`. The gradients are the same bit for bit.
+    autograd keeps anyway. Others get theirs by `instead_of`. The gradients are the same bit for bit. A module
+    with forward hooks is left alone. Of nested hooks on saved tensors torch runs the innermost alone: hooks
+    around this context do not see what is saved within it.
 
     Args:
-        blocks: timm's blocks. While the context is active their norms return, under autocast, what the
-            linear layers that follow would cast their output to.
+        blocks: timm's blocks. While the context is active their norms return, under autocast, what the one
+            linear layer that follows would cast their output to.
     """
 
     def __init__(self, blocks: Iterable[Block] = ()) -> None:
@@ -29,21 +35,28 @@ class Recomputation:
         self._active = ExitStack()
         self._watched: list[tuple[nn.Module, bool]] = []
         for block in blocks:
+            self._watched += [(block.norm1, True), (block.norm2, hasattr(block.mlp, "fc1"))]
             activation = getattr(block.mlp, "act", None)
-            self._watched += [(block.norm1, True), (block.norm2, True)]
-            self._watched += [(activation, False)] if activation is not None else []
+            self._watched += [(activation, False)] if isinstance(activation, _FROM_INPUT) else []
 
     def __enter__(self) -> "Recomputation":
         self._active.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack))
-        for module, is_norm in self._watched:
-            self._active.callback(module.register_forward_hook(partial(self._note, is_norm)).remove)
+        for module, is_cast in self._watched:
+            if not module._forward_hooks:
+                self._active.callback(module.register_forward_hook(partial(self._note, is_cast)).remove)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._active.close()
         self._recipes.clear()
 
-    def instead_of(self, tensors: Iterable[Tensor], compute: Callable[..., Tensor], *inputs: Tensor) -> None:
+    def instead_of(
+        self,
+        tensors: Iterable[Tensor],
+        compute: Callable[..., Tensor],
+        *inputs: Tensor,
+        weights: Iterable[Tensor] = (),
+    ) -> None:
         """Give a recipe to tensors that are views of one storage.
 
         Args:
@@ -51,44 +64,79 @@ class Recomputation:
             compute: Returns a tensor whose storage has the same content. Runs in the backward, under the
                 autocast of now.
             inputs: What it is called with, and what is kept.
-        """
-        for tensor in tensors:
-            key = tensor.untyped_storage()._cdata
-            # Once a tensor dies its storage may be that of another.
-            alive = weakref.ref(tensor, lambda _, key=key: self._recipes.pop(key, None))  # type: ignore[misc]
-            recipe = self._recipes.setdefault(key, _Recipe(compute, inputs, tensor))
-            recipe.tensors.append(alive)
+            weights: What it reads besides, and nobody may change before the backward.
 
-    def _note(self, is_norm: bool, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        Raises:
+            ValueError: The tensors are not of one storage.
+        """
+        tensors = list(tensors)
+        recipe = _Recipe(compute, inputs, weights, tensors[0])
+        keys = {tensor.untyped_storage()._cdata for tensor in tensors}
+        if len(keys) > 1:
+            raise ValueError(f"a recipe is for tensors of one storage, got {len(keys)} storages")
+        (key,) = keys
+        self._recipes[key] = recipe
+        for tensor in tensors:
+            # Once a tensor dies its storage may be that of another.
+            recipe.alive.append(weakref.ref(tensor, lambda _: self._recipes.pop(key, None)))
+
+    def _note(self, is_cast: bool, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         x = inputs[0].detach()
         if output.untyped_storage()._cdata == x.untyped_storage()._cdata:
             return output
-        output = output.to(product_dtype(output)) if is_norm else output
+        output = output.to(product_dtype(output)) if is_cast else output
         dtype = output.dtype
-        self.instead_of([output], lambda x: module.forward(x).to(dtype), x)
+        weights = module.parameters()
+        self.instead_of([output], lambda x: module.forward(x).to(dtype), x, weights=weights)
         return output
 
-    def _pack(self, tensor: Tensor) -> Any:
+    def _pack(self, tensor: Tensor) -> "_Saved":
         recipe = self._recipes.get(tensor.untyped_storage()._cdata)
         if recipe is None or recipe.version != tensor._version:
-            return tensor.detach()  # a node that keeps its own output would never be freed
+            # Detached: a node that keeps its own output would never be freed.
+            return _Saved(_Versions([tensor.detach()]))
         recipe.waiting += 1
-        return recipe, (tensor.size(), tensor.stride(), tensor.storage_offset())
+        return _Saved(recipe.versions, recipe, (tensor.size(), tensor.stride(), tensor.storage_offset()))
+
+
+class _Versions:
+    """Tensors as they are now, which may not be changed in place before they are read again."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.versions = [tensor._version for tensor in self.tensors]
+
+    def check(self) -> None:
+        for tensor, version in zip(self.tensors, self.versions, strict=True):
+            if tensor._version != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace "
+                    f"operation: a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}, "
+                    f"expected version {version}"
+                )
 
 
 class _Recipe:
     """How to compute a storage once for all tensors that were saved in it."""
 
-    def __init__(self, compute: Callable[..., Tensor], inputs: tuple[Tensor, ...], tensor: Tensor) -> None:
+    def __init__(
+        self,
+        compute: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        weights: Iterable[Tensor],
+        tensor: Tensor,
+    ) -> None:
         self.compute, self.inputs, self.version = compute, inputs, tensor._version
-        kind = tensor.device.type
-        enabled = kind != "meta" and torch.is_autocast_enabled(kind)
-        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-        if enabled:
-            self.autocast = partial(torch.autocast, kind, torch.get_autocast_dtype(kind))
-        self.tensors: list[weakref.ref[Tensor]] = []
+        self.versions = _Versions([*inputs, *weights])
+        self.alive: list[weakref.ref[Tensor]] = []
         self.waiting = 0
         self.result: Tensor | None = None
+        kind = tensor.device.type
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if kind != "meta":
+            enabled = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if enabled else None
+            self.autocast = partial(torch.autocast, kind, dtype, enabled=enabled)
 
     def __call__(self) -> Tensor:
         if self.result is None:
@@ -100,8 +148,22 @@ class _Recipe:
         return result
 
 
-def _unpack(kept: Any) -> Tensor:
-    if isinstance(kept, Tensor):
-        return kept
-    recipe, layout = kept
-    return recipe().as_strided(*layout)
+class _Saved(NamedTuple):
+    """What autograd keeps of a tensor.
+
+    Args:
+        versions: The tensor, or what its recipe reads.
+        recipe: How to compute its storage.
+        layout: Size, stride and offset in that.
+    """
+
+    versions: _Versions
+    recipe: _Recipe | None = None
+    layout: tuple[Any, ...] = ()
+
+
+def _unpack(saved: _Saved) -> Tensor:
+    saved.versions.check()
+    if saved.recipe is None:
+        return saved.versions.tensors[0]
+    return saved.recipe().as_strided(*saved.layout)

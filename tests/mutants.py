@@ -216,14 +216,32 @@ MUTANTS = [
         "recipe_without_autocast", RECOMPUTE, "torch.no_grad(), self.autocast()", "torch.no_grad()", MEMORY
     ),
     Mutant("recipe_computed_for_each_view", RECOMPUTE, "if self.waiting <= 0:", "if True:", MEMORY),
-    Mutant("graph_keeps_itself", RECOMPUTE, "return tensor.detach()  #", "return tensor  #", MEMORY),
+    Mutant("graph_keeps_itself", RECOMPUTE, "_Versions([tensor.detach()])", "_Versions([tensor])", MEMORY),
     Mutant(
-        "pair_is_kept", MODEL, "recomputation.instead_of(source_kv, compute, projection.x)", "pass", MEMORY
+        "pair_is_kept",
+        MODEL,
+        "recomputation.instead_of(source_kv, keys, projection.x, weights=attn.qkv.parameters())",
+        "pass",
+        MEMORY,
+    ),
+    Mutant("changed_weights_pass", RECOMPUTE, "if tensor._version != version:", "if False:", MEMORY),
+    Mutant(
+        "weights_of_recipes_pass", RECOMPUTE, "_Versions([*inputs, *weights])", "_Versions(inputs)", MEMORY
+    ),
+    Mutant("hooks_of_users_are_ignored", RECOMPUTE, "if not module._forward_hooks:", "if True:", MEMORY),
+    Mutant("norm_of_two_layers_is_cast", RECOMPUTE, 'hasattr(block.mlp, "fc1")', "True", MEMORY),
+    Mutant("scales_are_powers_of_two", PRECISION, "round_scales_to_power_of_2=False", "", MEMORY),
+    Mutant(
+        "weights_stay_cast_back",
+        MODEL,
+        "self._holds_source_dtype = self.source_dtype is None",
+        "pass",
+        MEMORY,
     ),
     Mutant("norms_are_kept", MODEL, "() if compiled else self.target.blocks", "()", MEMORY),
     Mutant("weights_are_not_held", MODEL, "hold_weights(self.source, self.source_dtype)", "pass", MEMORY),
     Mutant("keys_in_float8", PRECISION, 'and "qkv" not in name', "", MEMORY),
-    Mutant("arithmetic_is_not_checked", PRECISION, "if met != held:", "if False:", MEMORY),
+    Mutant("arithmetic_is_not_checked", PRECISION, "if met != wanted:", "if False:", MEMORY),
     Mutant(
         "class_rows_in_two_layouts",
         MODEL,

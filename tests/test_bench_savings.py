@@ -35,7 +35,7 @@ def outcome(forward, setting, coins):
     )
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, "all_gradients"])
 def test_every_variant_computes_the_same_step(name, setting):
     variant = getattr(savings, name)(setting)
     ours = StochCA(setting.target, setting.source).train()
@@ -64,6 +64,18 @@ def test_what_a_variant_computes_is_what_is_counted_for_it(name):
         assert counter.get_total_flops() == wanted, coins
         more += wanted - TINY.batch * step_flops(size, coins)
     assert (more > 0) == (VARIANTS[name] != Savings())
+
+
+def test_gradients_that_are_dropped_are_computed(setting):
+    """Those of the source's keys and values, which torch's counter sees on the meta device."""
+    work = {}
+    for name, forward in (("ours", savings.unpacked), ("all", savings.all_gradients)):
+        variant = forward(Setting.make(TINY, torch.device("cpu")))
+        variant.model.to("meta")
+        with FlopCounterMode(display=False) as counter:
+            variant(setting.images.to("meta"), (True, True, False, False)).sum().backward()
+        work[name] = counter.get_total_flops()
+    assert work["all"] > work["ours"]
 
 
 def test_a_source_that_runs_first_and_unpacked_gradients_keep_no_less(setting):

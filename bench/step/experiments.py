@@ -129,7 +129,8 @@ class Prefetched:
     """A forward of StochCA whose source ran during the backward of the step before.
 
     What a step finds is what the last step of the same coins left for it: each step computes one source and
-    reads one, as in training, where the next step's images and coins are known.
+    reads one, as in training, where the next step's images and coins are known. What lies ready between steps
+    is in no step's peak memory, and the last source of a turn may end after its last step.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -146,11 +147,11 @@ class Prefetched:
         torch.cuda.current_stream().wait_stream(self.stream)
         _used_on(torch.cuda.current_stream(), self.model.handed)
         logits = self.model(images, coins=coins)
-        self.stream.wait_stream(torch.cuda.current_stream())  # not beside the forward, but the backward
         self.ready[plan.coins] = self._run(images, plan)
         return logits
 
     def _run(self, images: Tensor, plan: StepPlan) -> list[tuple[Any, ...]]:
+        self.stream.wait_stream(torch.cuda.current_stream())  # images, and no forward beside it
         with torch.cuda.stream(self.stream):
             return self.model.run_source(images, plan)
 

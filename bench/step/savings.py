@@ -17,7 +17,7 @@ from bench.step.workloads import Setting
 from stochca import StepPlan, StochCA
 from stochca.block import source_step
 from stochca.vit import num_class_rows
-from stochca_kernels.projection import pair_of
+from stochca_kernels.projection import Projection, pair_of
 
 
 class Patched:
@@ -71,6 +71,19 @@ def own_pairs(setting: Setting) -> Patched:
             return stochca.attention.cross_attention(attn, x, source_kv, coin, **options)
 
     return Patched(_model(setting), lambda: mock.patch("stochca.block.cross_attention", cross_attention))
+
+
+def all_gradients(setting: Setting) -> Patched:
+    """The backward of cross-attention computes gradients of the source's keys and values, and drops them."""
+    attend = stochca.attention._attend
+
+    def as_own(attn: Any, q: Tensor, own: Any, source: Any, coin: Any, impl: Any) -> Tensor:
+        if coin is not True or isinstance(source, Projection):
+            return attend(attn, q, own, source, coin, impl)
+        pair = tuple(t.detach().requires_grad_() for t in source)
+        return attend(attn, q, pair, None, False, impl)
+
+    return Patched(_model(setting), lambda: mock.patch("stochca.attention._attend", as_own))
 
 
 def pairs_for_rows(setting: Setting) -> Patched:

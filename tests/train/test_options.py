@@ -1,9 +1,13 @@
 """Every option of a run reaches what it is for."""
 
+import dataclasses
+import sys
+
 import pytest
 import torch
 from image_folder import TINY
 
+from stochca.config import changed_options
 from stochca.evaluation import resolve_device
 from stochca.model import StochCA
 from stochca.train import Trainer
@@ -110,6 +114,19 @@ def test_the_source_is_held_in_what_steps_compute_in(make_options, options, held
 def test_a_source_held_in_what_steps_do_not_compute_in_is_refused(make_options, options, message):
     with pytest.raises(ValueError, match=message):
         make_options(**options)
+
+
+def test_float8_without_torchao_is_one_line(make_options, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(ValueError, match="cannot create .* torchao"):
+        Trainer(make_options(amp=True, source_dtype="float8"))
+
+
+def test_a_run_older_than_an_option_had_its_default(make_options):
+    saved = dataclasses.asdict(make_options())
+    del saved["recompute"], saved["source_dtype"]
+    assert changed_options(saved, make_options()) == []
+    assert changed_options(saved, make_options(recompute=True)) == ["--recompute was False, is True"]
 
 
 @pytest.mark.parametrize("opt", ["adamw", "sgd", "lamb"])
