@@ -24,6 +24,8 @@ from stochca.block import source_step
 from stochca.recompute import Recomputation
 from stochca.vit import stem
 
+MEASURED = ("stochca", "stochca_kernels", "bench/counts.py")
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -224,7 +226,7 @@ def main() -> None:
     args = parser.parse_args()
     with torch.device("meta"):
         depth = len(timm.create_model(args.model).blocks)
-    machine = environment(("stochca", "stochca_kernels", "bench/counts.py"))
+    machine = environment(MEASURED)
     costs = count(args.model, depth, args.p)
     if args.output:
         result = {"model": args.model, "costs": [asdict(cost) for cost in costs], **machine}

@@ -32,6 +32,11 @@ def digests(prefixes: Sequence[str], root: Path = ROOT) -> dict[str, str]:
     return {prefix: _digest(root, prefix) for prefix in prefixes}
 
 
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of the bytes of a file, such as a result that another one starts from; None where it is not."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
 def meaning(source: str) -> str:
     """The code without what it does not mean: its tokens, one on each line, with blocks in braces."""
     lines: list[str] = []

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from bench.digest import file_digest
 from bench.report import pieces
 from bench.report.__main__ import main
 from bench.report.method import counts
@@ -60,6 +61,19 @@ def test_changed_code_is_said_and_changed_comments_are_not(checkout):
     assert f"{NOTE}, after which this code has changed: `code`." in stale.replace("\n", " ")
     assert "value 3" in stale, "stale results are shown, not hidden"
     assert rendered(checkout, stale) == (stale, []), "a page that says so is up to date"
+
+
+def test_a_result_is_stale_when_what_it_started_from_appears_or_changes(checkout):
+    record(checkout, "scaling", {"value": 3, "inputs": {"step": None}})
+    assert "Stale" not in rendered(checkout)[0]
+    record(checkout, "step", {"value": 1})
+    note = "It did not start from this result as it is now: `bench/results/step.json`."
+    assert f"{NOTE}. {note}" in rendered(checkout)[0].replace("\n", " ")
+    step = checkout.root / "bench" / "results" / "step.json"
+    record(checkout, "scaling", {"value": 3, "inputs": {"step": file_digest(step)}})
+    assert "Stale" not in rendered(checkout)[0]
+    record(checkout, "step", {"value": 2})
+    assert note in rendered(checkout)[0].replace("\n", " ")
 
 
 def test_code_that_is_gone_has_changed(checkout):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import cost
+from bench import cost, digest
 from bench.scaling import __main__, model, processes, report, stages, timeline, waiting
 from bench.scaling.cluster import Cluster
 from bench.step.workloads import MAIN, OVER_DEPTH
@@ -150,6 +150,27 @@ def test_a_measured_step_replaces_the_predicted_one():
         assert stages.one_gpu(VIT_B, 0.1, other).origin == "predicted"
 
 
+def test_ranks_are_predicted_to_wait_for_the_slower_one_in_each_step():
+    alone = [[2.0, 5.0, 3.0], [4.0, 1.0, 3.0]]  # with coins of rank 0 and of rank 1, on either rank
+    equal, independent = [3.0, 6.0, 4.0], [5.0, 7.0, 4.0]
+    steps = np.array([*([coins, coins] for coins in alone), [equal, [1.0] * 3], [[2.0] * 3, independent]])
+    seconds = np.stack([steps + 0.5, steps, steps + 9], 2)  # the least of the repeats counts
+    found = processes.compare(seconds)
+    # In the first step rank 0 waits two seconds for rank 1; in the others rank 1 waits, if anybody.
+    assert found["alone_ms"] == pytest.approx(1e3 * 10 / 3)
+    assert found["equal_ms"] == pytest.approx(1e3 * 13 / 3)
+    assert found["measured_ratio"] == pytest.approx(16 / 13)
+    assert found["predicted_ratio"] == pytest.approx((13 + 2) / 13)
+
+
+def test_a_prediction_names_the_step_that_it_started_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(__main__, "WORKLOADS", [])
+    step, output = tmp_path / "step.json", tmp_path / "scaling.json"
+    step.write_text('{"device": "cuda", "cases": []}')
+    __main__.main(["--no-processes", "--output", str(output), "--step", str(step)])
+    assert json.loads(output.read_text())["inputs"] == {"step": digest.file_digest(step)}
+
+
 def test_two_processes_train_and_the_result_is_written(tmp_path, monkeypatch, capsys):
     tiny = processes.Training("vit_tiny_patch16_224", 32, depth=4, batch=1, p=0.5, steps=3, repeats=2)
     monkeypatch.setattr(__main__, "TRAININGS", [tiny])
@@ -160,7 +181,7 @@ def test_two_processes_train_and_the_result_is_written(tmp_path, monkeypatch, ca
     (run,) = result["processes"]
     assert run["alone_ms"] > 0
     assert run["measured_ratio"] == pytest.approx(run["independent_ms"] / run["equal_ms"])
-    assert run["predicted_ratio"] >= 1
+    assert result["inputs"] == {"step": None}
     assert {len(row) for row in report.rows(result)} == {len(report.HEADER)}
     assert {len(row) for row in report.process_rows(result)} == {len(report.PROCESS_HEADER)}
     assert "busy: load 1.5" in report.process_rows({**result, "load_before": 1.5})[0][0]

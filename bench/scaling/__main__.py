@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.digest import ROOT
+from bench.digest import ROOT, file_digest
 from bench.environment import environment
 from bench.scaling import report
 from bench.scaling.cluster import Cluster
@@ -22,8 +22,10 @@ MEASURED = (
     "stochca_kernels",
     "bench/scaling",
     "bench/cost.py",
+    "bench/sizes.py",
     "bench/step_times.py",
     "bench/predictions.py",
+    "bench/kernels",
     "bench/step/workloads.py",
 )
 WORKLOADS = [
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "load_before": load,
         "cluster": asdict(Cluster()),
         "cases": cases(WORKLOADS, PROBABILITIES, measured),
+        "inputs": {"step": file_digest(args.step)},  # by name of the result
         "processes": [] if args.no_processes else [measure(training) for training in TRAININGS],
         **machine,
     }

@@ -61,16 +61,23 @@ def measure(training: Training) -> dict[str, Any]:
     """Train on all ranks; return mean times of a step in ms, and what independent coins cost, as ratios."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_run_rank, (training, folder), nprocs=RANKS)
-        # [kind, rank, repeat, step]: alone with each rank's coins, together with equal and independent ones
         seconds = np.load(Path(folder) / "seconds.npy")
+    return {**asdict(training), "ranks": RANKS, "cores": os.cpu_count(), **compare(seconds)}
+
+
+def compare(seconds: np.ndarray) -> dict[str, float]:
+    """What independent coins cost, measured and predicted.
+
+    Args:
+        seconds: Of steps `[kind, rank, repeat, step]`: first of every rank alone with the coins of rank 0,
+            of rank 1 and so on, then of all together, with equal coins and with independent ones.
+    """
     of_step = seconds.min(2)  # others who use the machine make steps longer, never shorter
-    alone = of_step[:RANKS].mean(1)  # what a draw takes does not depend on who computes it
-    equal, independent = (float(times.max(0).mean()) for times in of_step[RANKS:])
+    ranks = seconds.shape[1]
+    alone = of_step[:ranks].mean(1)  # what a draw takes does not depend on who computes it
+    equal, independent = (float(times.max(0).mean()) for times in of_step[ranks:])
     waiting = float((alone.max(0) - alone[0]).mean())
     return {
-        **asdict(training),
-        "ranks": RANKS,
-        "cores": os.cpu_count(),
         "alone_ms": 1e3 * float(alone[0].mean()),
         "equal_ms": 1e3 * equal,
         "independent_ms": 1e3 * independent,
