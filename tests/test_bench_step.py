@@ -1,12 +1,15 @@
 """The benchmark of training steps times nobody who is wrong, and a failure hides no other's figures."""
 
+import ast
 import copy
 import json
 import math
+import time
 import weakref
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 
 import pytest
 import torch
@@ -14,19 +17,20 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.cost import Size, plain_flops
+from bench.cost import Size, plain_flops, representative_draws, step_flops
+from bench.digest import ROOT
 from bench.step import by_hand, cases, clock, goals, measure, published, reference, stage
-from bench.step.__main__ import main
+from bench.step.__main__ import MEASURED, main
 from bench.step.breakdown import breakdown, category, idle_ms
 from bench.step.cases import Case, cpu_cases, gpu_cases, quick_gpu_cases, tiny_cases
-from bench.step.check import Check, Wrong, draws_to_check, relative_errors
+from bench.step.check import Check, Wrong, draws_to_check, largest_unit, relative_errors
 from bench.step.clock import Deadline, summarize
 from bench.step.measure import Settings, ratios
 from bench.step.provider import Provider
 from bench.step.providers import BY_HAND_EAGER, OURS, OURS_COMPILED, PLAIN, PLAIN_COMPILED, PROVIDERS
 from bench.step.reference import Outcome, Reference
 from bench.step.stage import Stage
-from bench.step.training import TrainingStep, make_optimizer
+from bench.step.training import TF32Step, TrainingStep, make_optimizer
 from bench.step.workloads import TINY, Setting, Workload
 from tests import plain
 
@@ -35,6 +39,7 @@ CPU = torch.device("cpu")
 F32, BF16 = torch.float32, torch.bfloat16
 SETTINGS = Settings(2, 1, Deadline(), {F32: 1e9, BF16: 1e9, torch.float16: 1e9})
 MIXED = (False, True, True, False)
+OTHER = replace(TINY, batch=3)
 NORM = "norm and elementwise"
 
 
@@ -81,6 +86,9 @@ def test_everybody_is_checked_and_timed(result):
             assert entry["status"] == "timed", f"{case['name']}, {name}: {entry}"
             assert 0 < entry["p20_ms"] <= entry["p50_ms"] <= entry["p80_ms"]
             assert 0 < entry["without_optimizer"]["mean_ms"] < entry["mean_ms"]
+            assert len(entry["round_mean_ms"]) == result["rounds"]
+            if len(case["draws"]) == 2:  # the median of two steps is their mean
+                assert fmean(entry["round_mean_ms"]) == pytest.approx(entry["mean_ms"])
             assert entry["images_per_s"] == pytest.approx(1e3 * TINY.batch / entry["mean_ms"])
             assert entry["error"]["logits"] <= 2
             assert entry["error"]["gradients"] <= 3
@@ -104,9 +112,42 @@ def test_everybody_runs_every_draw_equally_often(result):
 def test_provenance_is_recorded(result):
     assert result["device"] == "cpu"
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert set(result["code"]) == {"stochca", "stochca_kernels", "bench/step"}
+    assert set(result["code"]) == set(MEASURED)
     assert result["allow_tf32"] is False
+    assert result["cudnn_allow_tf32"] is True
+    assert result["without"] is None
     assert [case["workload"]["name"] for case in result["cases"]] == [TINY.name] * len(result["cases"])
+
+
+# Not of the code that numbers come from: machine and digests, and what a type annotation alone needs.
+APART = {"bench/environment.py", "bench/digest.py", "bench/kernels/providers.py"}
+
+
+def test_all_code_that_numbers_come_from_is_named():
+    def is_named(path):
+        return any(path == name or path.startswith(f"{name}/") for name in MEASURED)
+
+    reached = imported_files("bench/step/__main__.py", APART)
+    assert "bench/cost.py" in reached
+    assert [path for path in reached if not is_named(path)] == []
+
+
+def imported_files(first, apart):
+    """Files of the repository that one imports, and those that they import, without those that are apart."""
+    found, left = set(), [first]
+    while left:
+        path = left.pop()
+        if path in found or path in apart:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            files = (f"{name.replace('.', '/')}{end}" for name in names for end in (".py", "/__init__.py"))
+            left += [file for file in files if (ROOT / file).is_file()]
+    return sorted(path for path in found if (ROOT / path).stat().st_size)
 
 
 def test_work_is_counted_by_who_does_it(result):
@@ -223,6 +264,157 @@ def test_who_raises_stops_nobody_else(tiny, monkeypatch, calls, error, status):
     entries = measured(monkeypatch, tiny, spoiled(raising))["providers"]
     assert entries[OURS] == {"status": status, "reason": f"{type(error).__name__}: {error}"}
     assert {entries[name]["status"] for name in (PLAIN, BY_HAND_EAGER)} == {"timed"}
+
+
+def draw_between(stage, count=8):
+    """Of the draws of a case, one that is not compared with the definition."""
+    draws = representative_draws(Size.of(stage.setting.target), 0.5, count)
+    return next(coins for coins in draws if coins not in draws_to_check(draws))
+
+
+def test_every_draw_is_looked_at(tiny, monkeypatch):
+    bad = draw_between(tiny)
+
+    def nan_under_one(forward, images, coins):
+        return forward(images, coins) * (math.nan if tuple(coins) == bad else 1.0)
+
+    eight = replace(SETTINGS, num_draws=8)
+    entry = measured(monkeypatch, tiny, spoiled(nan_under_one), settings=eight)["providers"][OURS]
+    assert entry["status"] == "wrong"
+    assert "not all are finite under coins " + "".join(str(int(coin)) for coin in bad) in entry["reason"]
+
+
+class NanGradient(torch.autograd.Function):
+    """Finite in the forward alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full_like(grad, math.nan)
+
+
+@pytest.mark.parametrize("late", [2, 5, 6], ids=["checked", "timed", "timed again"])
+def test_who_spoils_the_weights_spoils_nobody_else(monkeypatch, late):
+    """The weights and moments of all are as they were, and the next case is measured."""
+    own = Stage(TINY, CPU)
+    before = [p.detach().clone() for p in own.setting.target.parameters()]
+    left = iter(range(late))
+
+    def nan_at_last(forward, images, coins):
+        logits = forward(images, coins)
+        return NanGradient.apply(logits) if next(left, None) is None else logits
+
+    entries = measured(monkeypatch, own, spoiled(nan_at_last))["providers"]
+    assert entries[OURS]["status"] == "wrong"
+    assert {entries[name]["status"] for name in (PLAIN, BY_HAND_EAGER)} == {"timed"}
+    assert all(map(torch.equal, before, own.setting.target.parameters()))
+    moments = [state[name] for state in own.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert all(moment.isfinite().all() for moment in moments)
+    again = measure.measure(Case(TINY, 0.0, F32, "p", [PLAIN, BY_HAND_EAGER]), own, SETTINGS)["providers"]
+    assert {entry["status"] for entry in again.values()} == {"timed"}
+
+
+def test_setup_is_all_that_is_compiled(tiny, monkeypatch):
+    """The first step under each draw, here made slow, and no other."""
+    seen = set()
+
+    def slow_at_first(forward, images, coins):
+        if tuple(coins) not in seen:
+            seen.add(tuple(coins))
+            time.sleep(0.3)
+        return forward(images, coins)
+
+    slow = spoiled(slow_at_first, name=OURS_COMPILED, compiled=True)
+    found = measured(monkeypatch, tiny, slow, settings=replace(SETTINGS, num_draws=8))
+    assert len(seen) > 2
+    assert 0.3 * len(seen) <= found["providers"][OURS_COMPILED]["setup_s"] < 0.3 * len(seen) + 0.6
+
+
+def test_a_definition_is_computed_once_per_draw(tiny):
+    calls = Counter()
+
+    def exact(coins):
+        calls[coins] += 1
+        return tiny.reference(coins)
+
+    check = Check(exact, tiny.eager_outcome)
+    for dtype in (F32, BF16, F32):
+        check(tiny.eager_outcome(dtype, MIXED), dtype, MIXED)
+    assert calls == {MIXED: 1}
+
+
+def test_tf32_is_for_its_own_step_alone(tiny):
+    matmul, seen = torch.backends.cuda.matmul, []
+
+    def forward(images, coins):
+        seen.append(matmul.allow_tf32)
+        if len(seen) == 2:
+            raise RuntimeError("in the middle")
+        return tiny.setting.target(images)
+
+    step = TF32Step(forward, tiny.setting, tiny.optimizer, F32)
+    assert matmul.allow_tf32 is False
+    step.outcome(MIXED)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        step.outcome(MIXED)
+    assert seen == [True, True]
+    assert matmul.allow_tf32 is False
+
+
+def test_tf32_is_judged_by_what_rounds_alike(tiny, monkeypatch):
+    def off(forward, images, coins):
+        return (1 + 2e-4) * forward(images, coins)
+
+    assert measured(monkeypatch, tiny, spoiled(off))["providers"][OURS]["status"] == "wrong"
+    entry = measured(monkeypatch, tiny, spoiled(off, tf32=True))["providers"][OURS]
+    assert entry["status"] == "timed", entry
+    assert entry["mfu"] is None, "at the rate of a product of float32 it would say nothing"
+
+
+def test_a_convolution_on_a_gpu_may_round_to_tf32(monkeypatch):
+    assert largest_unit(F32, CPU) == 2e-5
+    assert largest_unit(F32, torch.device("cuda")) == largest_unit(torch.float16, CPU)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert largest_unit(F32, torch.device("cuda")) == 2e-5
+
+
+@pytest.mark.parametrize("calls", [1, 3], ids=["while checked", "while timed"])
+def test_a_device_that_one_breaks_costs_what_is_left(monkeypatch, tmp_path, calls):
+    """On the CPU the device is only said to be broken."""
+    left, broken = iter(range(calls)), []
+
+    def illegal(forward, images, coins):
+        if next(left, None) is None:
+            broken.append(True)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return forward(images, coins)
+
+    def statuses(case):
+        return {name: entry["status"] for name, entry in case["providers"].items()}
+
+    monkeypatch.setattr(measure, "is_broken", lambda device: bool(broken))
+    monkeypatch.setitem(PROVIDERS, OURS, spoiled(illegal))
+    chosen = [Case(workload, 0.0, F32, "p", [PLAIN, OURS, BY_HAND_EAGER]) for workload in (TINY, OTHER)]
+    monkeypatch.setattr("bench.step.__main__.tiny_cases", lambda: chosen)
+    output = tmp_path / "step.json"
+    main(["--tiny", "--output", str(output)])
+    first, second = json.loads(output.read_text())["cases"]
+    # Plain fine-tuning was timed before, if anybody was.
+    plain_status = "timed" if calls > 1 else "not reached"
+    assert statuses(first) == {PLAIN: plain_status, OURS: "failed", BY_HAND_EAGER: "not reached"}
+    assert "illegal memory access" in first["providers"][OURS]["reason"]
+    assert set(statuses(second).values()) == {"not reached"}
+    for entry in (first["providers"][BY_HAND_EAGER], *second["providers"].values()):
+        assert f"--without '^{OURS}$'" in entry["reason"]
+
+    broken.clear()
+    main(["--tiny", "--without", f"^{OURS}$", "--output", str(output)])
+    recorded = json.loads(output.read_text())
+    assert recorded["without"] == f"^{OURS}$"
+    assert [statuses(case) for case in recorded["cases"]] == 2 * [{PLAIN: "timed", BY_HAND_EAGER: "timed"}]
 
 
 class Broken(TrainingStep):
@@ -525,8 +717,46 @@ def test_goals_are_about_cases_that_are_measured():
         for found in chosen:
             assert {goal.case.name for goal in aims} <= {case.name for case in found}
     full = {case.name: case.providers for case in (*gpu_cases(), *cpu_cases())}
-    for goal in (*goals.cpu_goals(), *goals.gpu_goals()):
+    quick = {case.name: case.providers for case in quick_gpu_cases()}
+    for goal in goals.cpu_goals():
         assert {goal.above, goal.below} <= set(full[goal.case.name])
+    for goal in goals.gpu_goals():
+        assert {goal.above, goal.below} <= set(full[goal.case.name]) & set(quick[goal.case.name])
+
+
+def test_goals_are_reached_first():
+    names = [case.name for case in quick_gpu_cases()]
+    aims = {goal.case.name for goal in goals.gpu_goals()}
+    assert set(names[: len(aims)]) == aims
+
+
+@pytest.mark.parametrize(("figure", "has_interval"), [(goals.TIME, True), (goals.MEMORY, False)])
+def test_a_time_has_an_interval_over_rounds(figure, has_interval):
+    case = Case(TINY, 0.1, F32)
+    entries = {
+        PLAIN: {figure: 2.0, "round_mean_ms": [2.0, 2.0, 4.0, 2.0, 2.0, 2.0]},
+        OURS: {figure: 1.0, "round_mean_ms": [1.0, 3.0, 4.0, 0.8, 1.2]},  # had no time for the last
+    }
+    goal = goals.Goal("faster", case, OURS, PLAIN, figure, at_most=0.5)
+    (judged,) = goals.judge([goal], [{"name": case.name, "providers": entries}])
+    assert (judged["value"], judged["verdict"]) == (0.5, "reached")
+    if has_interval:
+        # Ratios in order: 0.4, 0.5, 0.6, 1, 1.5.
+        assert (judged["low"], judged["high"]) == pytest.approx((0.48, 1.1))
+    else:
+        assert "low" not in judged
+    (unknown,) = goals.judge([goal], [])
+    assert unknown.get("low") is unknown.get("high") is None
+
+
+def test_the_draw_of_median_work_is_taken_apart():
+    """Two draws that read the source in as many blocks differ in work."""
+    size = Size.of(Setting.make(TINY, CPU).target)
+    draws = [(True, True, False, False), (False, False, True, True), (False, True, True, True)]
+    flops = [step_flops(size, coins) for coins in draws]
+    assert len(set(flops)) == 3
+    assert flops[draws.index(measure.median_draw(size, draws))] == sorted(flops)[1]
+    assert measure.median_draw(size, draws[::-1]) == measure.median_draw(size, draws)
 
 
 @pytest.mark.parametrize(
@@ -560,6 +790,7 @@ def test_only_selects_by_name(tmp_path):
     ("arguments", "message"),
     [
         (["--tiny", "--only", "no such"], "no case"),
+        (["--tiny", "--without", "."], "without a provider"),
         (["--tiny", "--cpu"], "not allowed with"),
         pytest.param(
             ["--quick"], "there is no GPU", marks=pytest.mark.skipif(HAS_GPU, reason="there is one")

@@ -1,8 +1,8 @@
 """`python -m bench.step --quick --output bench/results/step.json`.
 
-Estimates of what it takes on an H200, where none has been made: `--quick` five minutes, of which compilation
-is half, and everything two to three hours. `--cpu` takes about six minutes on two cores that do nothing else,
-half of it for the first case, which is the one that the goals are about.
+All of these are estimates. On an H200 `--quick` takes seven minutes, of which compilation is half, and
+everything three hours. `--cpu` takes about eight minutes on two cores that do nothing else, half of it for
+the first case, which is the one that the goals are about.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,23 @@ from bench.environment import environment
 from bench.step.cases import Case, cpu_cases, dtype_name, gpu_cases, quick_gpu_cases, tiny_cases
 from bench.step.clock import Deadline
 from bench.step.goals import Goal, cpu_goals, gpu_goals, judge
-from bench.step.measure import Settings, measure, not_measured
+from bench.step.measure import Settings, broken_reason, measure, not_measured
 from bench.step.providers import PROVIDERS
 from bench.step.rate import matmul_rates
 from bench.step.report import case_lines, goal_lines
 from bench.step.stage import Stage, free_memory
 
-MEASURED = ("stochca", "stochca_kernels", "bench/step")
+MEASURED = (
+    "stochca",
+    "stochca_kernels",
+    "bench/cost.py",
+    "bench/counts.py",
+    "bench/kernels/clock.py",
+    "bench/step",
+)
 # How many draws stand for all, and how often each is run.
-FULL, QUICK, CPU, TINY = (16, 5), (8, 2), (8, 3), (2, 2)
-QUICK_SECONDS = 280.0
+FULL, QUICK, CPU, TINY = (16, 5), (8, 5), (8, 3), (2, 2)
+QUICK_SECONDS = 420.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,9 +51,8 @@ def _run(args: argparse.Namespace) -> None:
     start, machine = time.perf_counter(), environment(MEASURED)
     deadline = Deadline(args.budget)
     device = torch.device("cpu" if args.cpu or args.tiny else "cuda")
-    if device.type == "cuda":  # products in float32 are products of float32
+    if device.type == "cuda":  # products in float32 are products of float32, as is torch's default
         torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
     cases: list[Case] = args.cases
     goals: list[Goal] = [] if args.tiny else cpu_goals() if args.cpu else gpu_goals()
     rates = matmul_rates(_dtypes(cases), device)
@@ -55,6 +62,8 @@ def _run(args: argparse.Namespace) -> None:
         "device": device.type,
         "rounds": rounds,
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "without": args.without,
         "matmul_flops_per_s": rates[cases[0].dtype],
         "matmul_flops_per_s_by_dtype": {dtype_name(dtype): rate for dtype, rate in rates.items()},
         **machine,
@@ -64,7 +73,8 @@ def _run(args: argparse.Namespace) -> None:
     }
     stage: Stage | None = None
     for case in cases:
-        if stage is None or stage.setting.workload != case.workload:
+        is_usable = stage is None or stage.broken_by is None
+        if is_usable and (stage is None or stage.setting.workload != case.workload):
             stage = None
             torch.compiler.reset()
             free_memory()
@@ -86,6 +96,8 @@ def _measure(
     """Measure a case, whatever happens."""
     if settings.deadline.passed():
         return not_measured(case, "not reached", "no time was left"), stage
+    if stage is not None and stage.broken_by is not None:
+        return not_measured(case, "not reached", broken_reason(stage.broken_by)), stage
     try:
         stage = stage or Stage(case.workload, device)
         return measure(case, stage, settings), stage
@@ -120,6 +132,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     size.add_argument("--cpu", action="store_true", help="a reduced set on the CPU")
     size.add_argument("--tiny", action="store_true", help="a model of no use on the CPU, in seconds")
     parser.add_argument("--only", metavar="REGEX", default="", help="cases whose name matches")
+    parser.add_argument("--without", metavar="REGEX", help="providers whose name matches are left out")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write a JSON file")
     parser.add_argument(
         "--budget",
@@ -138,7 +151,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args.cases = [case for case in chosen() if re.search(args.only, case.name)]
     if not args.cases:
         parser.error(f"--only {args.only}: no case has such a name")
+    if args.without is not None:
+        args.cases = [_without(case, args.without) for case in args.cases]
+        if not all(case.providers for case in args.cases):
+            parser.error(f"--without {args.without}: a case is left without a provider")
     return args
+
+
+def _without(case: Case, pattern: str) -> Case:
+    return replace(case, providers=[name for name in case.providers if not re.search(pattern, name)])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from bench.step.reference import Outcome
 ALLOWED = {"logits": 2.0, "gradients": 3.0}
 # What that error itself may be, relative to the result.
 LARGEST_UNIT = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# TF32 rounds to as many bits as float16 has.
+LARGEST_UNIT_TF32 = LARGEST_UNIT[torch.float16]
 
 Coins = tuple[bool, ...]
 Errors = dict[str, float]
@@ -37,7 +39,11 @@ class Check:
     eager: Callable[[torch.dtype, Coins], Outcome]
 
     @functools.cached_property
-    def _units(self) -> dict[tuple[torch.dtype, Coins], tuple[Outcome, Errors]]:
+    def _exact(self) -> dict[Coins, Outcome]:
+        return {}
+
+    @functools.cached_property
+    def _units(self) -> dict[tuple[torch.dtype, Coins], Errors]:
         return {}
 
     def unit(self, precision: torch.dtype, coins: Coins) -> tuple[Outcome, Errors]:
@@ -46,14 +52,14 @@ class Check:
         Raises:
             Wrong: That error is no rounding.
         """
-        key = precision, coins
+        if coins not in self._exact:
+            self._exact[coins] = self.exact(coins)
+        exact, key = self._exact[coins], (precision, coins)
         if key not in self._units:
-            exact = self.exact(coins)
-            errors = relative_errors(self.eager(precision, coins), exact)
-            self._units[key] = exact, errors
-        exact, errors = self._units[key]
+            self._units[key] = relative_errors(self.eager(precision, coins), exact)
+        errors = self._units[key]
         for name, error in errors.items():
-            if not error <= LARGEST_UNIT[precision]:
+            if not error <= largest_unit(precision, exact.logits.device):
                 raise Wrong(f"{name} of the unit, the eager rival in {precision}: relative error {error:.1e}")
         return exact, errors
 
@@ -81,12 +87,31 @@ class Check:
         return ratios
 
 
+def largest_unit(precision: torch.dtype, device: torch.device) -> float:
+    """What the error of the eager rival may be; its patch embedding is a convolution, on a GPU in TF32."""
+    if precision == torch.float32 and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        return LARGEST_UNIT_TF32
+    return LARGEST_UNIT[precision]
+
+
 def relative_errors(outcome: Outcome, exact: Outcome) -> Errors:
     """L2 norm of the difference over that of the exact result; infinite where there is no comparing them."""
     return {
         name: _relative(actual, wanted)
         for name, actual, wanted in zip(Outcome._fields, outcome, exact, strict=True)
     }
+
+
+def require_finite(outcome: Outcome, coins: Coins) -> None:
+    """Refuse what would spoil the weights that all share.
+
+    Raises:
+        Wrong: A logit or a gradient is not finite.
+    """
+    for name, values in outcome._asdict().items():
+        if not values.isfinite().all():
+            drawn = "".join(str(int(coin)) for coin in coins)
+            raise Wrong(f"{name}: not all are finite under coins {drawn}")
 
 
 def draws_to_check(draws: Sequence[Coins]) -> list[Coins]:

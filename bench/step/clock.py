@@ -43,21 +43,25 @@ class Times:
     Args:
         whole: With the optimizer.
         without_optimizer: Forward and backward alone.
+        rounds: All steps with the optimizer, by round.
     """
 
     whole: dict[Coins, list[float]] = field(default_factory=dict)
     without_optimizer: dict[Coins, list[float]] = field(default_factory=dict)
+    rounds: list[list[float]] = field(default_factory=list)
 
     def add(self, draw: Coins, whole: float, without_optimizer: float) -> None:
         """Record one step."""
         self.whole.setdefault(draw, []).append(whole)
         self.without_optimizer.setdefault(draw, []).append(without_optimizer)
+        self.rounds[-1].append(whole)
 
     def summary(self, draws: Sequence[Coins], batch: int) -> dict[str, Any]:
         """As in the results, for a set of draws that stand for all."""
         whole = summarize(self.whole, draws)
         return {
             **whole,
+            "round_mean_ms": [fmean(steps) for steps in self.rounds if steps],
             "steps": sum(map(len, self.whole.values())),
             "images_per_s": 1e3 * batch / whole["mean_ms"],
             "without_optimizer": summarize(self.without_optimizer, draws),
@@ -81,7 +85,8 @@ def time_rounds(
     rounds: int,
     device: torch.device,
     deadline: Deadline,
-    failed: Callable[[str, Exception], None],
+    failed: Callable[[str, Exception], bool],
+    verify: Callable[[], None] = lambda: None,
 ) -> dict[str, Times]:
     """Time every provider on every draw once in each round.
 
@@ -91,7 +96,8 @@ def time_rounds(
         rounds: As many as the deadline leaves time for, one at least.
         device: Where.
         deadline: When to stop.
-        failed: Called with what a provider raised, which has no more turns.
+        failed: Called with what a provider raised, which has no more turns; returns whether all have to stop.
+        verify: Called after each turn; what it raises is the provider's failure.
     """
     taken = {name: Times() for name in steps}
     turns = deque(steps)
@@ -100,17 +106,26 @@ def time_rounds(
     for i in range(rounds):
         if i and deadline.passed():
             break
+        for times in taken.values():
+            times.rounds.append([])
         for begin in range(0, len(draws), length):
             for name in list(turns):
                 try:
                     _turn(steps[name], list(order)[begin : begin + length], device, taken[name])
+                    verify()
                 except Exception as error:  # a provider that fails stops nobody else
                     turns.remove(name)
                     del taken[name]
-                    failed(name, error)
+                    if failed(name, error):
+                        return _begun(taken)
             turns.rotate(-1)
         order.rotate(-1)  # the first draw of a turn finds an idle device
-    return taken
+    return _begun(taken)
+
+
+def _begun(taken: Mapping[str, Times]) -> dict[str, Times]:
+    """Those who have run."""
+    return {name: times for name, times in taken.items() if times.whole}
 
 
 def _turn(step: TrainingStep, draws: Sequence[Coins], device: torch.device, times: Times) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.step.cases import Case
@@ -20,6 +21,7 @@ from bench.step.providers import (
 from bench.step.workloads import VIT_B, VIT_B_448, VIT_S_CPU
 
 TIME, MEMORY = "mean_ms", "peak_mib_without_frozen"
+ROUNDS = "round_mean_ms"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Goal:
     at_least: float | None = None
 
     def judge(self, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The goal with its value: reached, missed, or not measured.
+        """The goal with its value: reached, missed, or not measured. Times have an interval over the rounds.
 
         Args:
             measured: Cases by name.
@@ -54,10 +56,12 @@ class Goal:
         above, below = (entries.get(name, {}).get(self.figure) for name in (self.above, self.below))
         value = None if above is None or below is None else above / below
         bound = {"at_most": self.at_most} if self.at_most is not None else {"at_least": self.at_least}
+        low, high = _interval(*(entries.get(name, {}).get(ROUNDS) for name in (self.above, self.below)))
         return {
             "goal": self.text,
             **bound,
             "value": value,
+            **({"low": low, "high": high} if self.figure == TIME else {}),
             "verdict": self._verdict(value),
             "case": self.case.name,
         }
@@ -67,6 +71,17 @@ class Goal:
             return "not measured"
         reached = value <= self.at_most if self.at_most is not None else value >= (self.at_least or 0.0)
         return "reached" if reached else "missed"
+
+
+def _interval(
+    above: Sequence[float] | None, below: Sequence[float] | None
+) -> tuple[float, float] | tuple[None, None]:
+    """20th and 80th percentile of the ratio over the rounds that both have run."""
+    if not above or not below:
+        return None, None
+    ratios = [a / b for a, b in zip(above, below, strict=False)]
+    low, high = np.quantile(ratios, (0.2, 0.8)).tolist()
+    return low, high
 
 
 def judge(goals: Iterable[Goal], cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

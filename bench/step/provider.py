@@ -25,6 +25,7 @@ class Provider:
         step: How a step is run.
         graphed: Replays CUDA graphs, whose memory the allocator does not count as taken.
         holds_source: The weights of the source are held in the dtype of autocast, not cast in every step.
+        tf32: Products in float32 are products of TF32, on a GPU.
         allowed: How many times the error of the eager rival written by hand is allowed.
     """
 
@@ -36,6 +37,7 @@ class Provider:
     step: Callable[..., TrainingStep] = TrainingStep
     graphed: bool = False
     holds_source: bool = True
+    tf32: bool = False
     allowed: Mapping[str, float] = field(default_factory=lambda: ALLOWED)
 
     @property

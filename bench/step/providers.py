@@ -14,7 +14,7 @@ from bench.cost import BY_HAND, Savings
 from bench.step import experiments, published, savings
 from bench.step.by_hand import ByHand
 from bench.step.provider import Provider
-from bench.step.training import Forward
+from bench.step.training import Forward, TF32Step
 from bench.step.workloads import Setting
 from stochca import StochCA
 
@@ -26,6 +26,7 @@ HAND_SAVINGS = Savings(class_rows=False, full_source=True)
 # A source in float8 is near, not equal.
 FLOAT8 = {"logits": 10.0, "gradients": 10.0}
 PUBLISHED, PUBLISHED_AUTOCAST = "as published", "as published, autocast"
+PUBLISHED_TF32 = "as published, TF32"
 
 
 def plain(setting: Setting, compiled: bool = False) -> Forward:
@@ -89,6 +90,14 @@ PROVIDERS = {
     for provider in (
         Provider(PLAIN, plain, savings=None),
         Provider(PUBLISHED, as_published, savings=BY_HAND, precision=torch.float32),
+        Provider(
+            PUBLISHED_TF32,
+            as_published,
+            savings=BY_HAND,
+            precision=torch.float32,
+            step=TF32Step,
+            tf32=True,
+        ),
         Provider(PUBLISHED_AUTOCAST, as_published, savings=BY_HAND, holds_source=False),
         Provider(BY_HAND_EAGER, by_hand, savings=HAND_SAVINGS),
         Provider(OURS, ours),

@@ -33,8 +33,9 @@ def _figures(entry: Mapping[str, Any], ratio: float | None) -> str:
     times = " ".join(f"{entry[name]:9.2f}" for name in ("p20_ms", "p50_ms", "p80_ms", "mean_ms"))
     error = entry["error"]
     memory = f"{_number(entry['peak_mib'], '9.0f')} {_number(entry['saved_mib'], '9.1f')}"
+    utilisation = _number(entry["mfu"], "5.2f")
     return (
-        f"{times} {entry['spread_ms']:8.2f}     {_number(ratio, '7.3f')} {memory} {entry['mfu']:5.2f}  "
+        f"{times} {entry['spread_ms']:8.2f}     {_number(ratio, '7.3f')} {memory} {utilisation}  "
         f"{error['logits']:.2f}x {error['gradients']:.2f}x"
     )
 

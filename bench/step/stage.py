@@ -4,10 +4,11 @@ import contextlib
 import functools
 import gc
 import time
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 
+from bench.step.check import Wrong
 from bench.step.memory import allocated
 from bench.step.provider import Provider
 from bench.step.providers import BY_HAND_EAGER, PLAIN, PROVIDERS
@@ -16,18 +17,32 @@ from bench.step.training import TrainingStep, make_optimizer
 from bench.step.workloads import Setting, Workload
 
 
-class Ready(NamedTuple):
+@dataclass
+class Ready:
     """A provider that has run once.
 
     Args:
         step: Its step.
-        seconds: What building it and its first step took, compilation included.
+        seconds: What building it and its first step took; if it is compiled, the first under every draw.
         prepared_bytes: Memory on the device that it took then and keeps.
+        compiled: Whether a draw may need graphs that others did not.
+        seen: Coins that it has run under.
     """
 
     step: TrainingStep
     seconds: float
     prepared_bytes: int
+    compiled: bool
+    seen: set[tuple[bool, ...]] = field(default_factory=set)
+
+    def outcome(self, coins: tuple[bool, ...]) -> Outcome:
+        """What its step computes; what is compiled for it is part of the setup."""
+        start = time.perf_counter()
+        outcome = self.step.outcome(coins)
+        if self.compiled and coins not in self.seen:
+            self.seconds += time.perf_counter() - start
+        self.seen.add(coins)
+        return outcome
 
 
 class Stage:
@@ -41,6 +56,8 @@ class Stage:
     def __init__(self, workload: Workload, device: torch.device) -> None:
         self.setting = Setting.make(workload, device)
         self.optimizer = make_optimizer(self.setting)
+        self.broken_by: str | None = None  # who has left the device unusable
+        self._weights = [p.detach().clone() for p in self.setting.target.parameters()]
         self._alternating = tuple(i % 2 == 1 for i in range(len(self.setting.target.blocks)))
         self._ready: dict[tuple[str, torch.dtype], Ready] = {}
         self._held: dict[torch.dtype, Setting] = {}
@@ -67,7 +84,9 @@ class Stage:
             step.outcome(provider.coins(self._alternating))
             after = allocated(self.setting.device)
             prepared = 0 if before is None or after is None else max(0, after - before)
-            self._ready[key] = Ready(step, time.perf_counter() - start, prepared)
+            seconds = time.perf_counter() - start
+            coins = provider.coins(self._alternating)
+            self._ready[key] = Ready(step, seconds, prepared, provider.compiled, {coins})
         return self._ready[key]
 
     def _setting_of(self, provider: Provider, precision: torch.dtype) -> Setting:
@@ -85,10 +104,44 @@ class Stage:
         plain = PROVIDERS[PLAIN].build(self.setting)
         TrainingStep(plain, self.setting, self.optimizer, precision).outcome(self._alternating)
 
+    def require_weights(self) -> None:
+        """Make sure that steps have left the weights that all share, bit for bit.
+
+        Raises:
+            Wrong: They have changed.
+        """
+        if self._has_changed():
+            raise Wrong("its step changes the weights at a learning rate of 0: a gradient is not finite")
+
     def clean(self) -> None:
-        """After a failure: free gradients, and what else has lost its owner."""
+        """After a failure: free gradients and what has lost its owner, and undo what happened to weights."""
         self.optimizer.zero_grad(set_to_none=True)
         free_memory()
+        with contextlib.suppress(RuntimeError):  # as in `free_memory`
+            if self._has_changed():
+                self._restore()
+
+    def _has_changed(self) -> bool:
+        return not all(map(torch.equal, self._weights, self.setting.target.parameters()))
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Weights as they were and moments of zero, in place: what is compiled or captured stays valid."""
+        for parameter, weights in zip(self.setting.target.parameters(), self._weights, strict=True):
+            parameter.copy_(weights)
+            for name in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[parameter][name].zero_()
+
+
+def is_broken(device: torch.device) -> bool:
+    """Whether nothing works on a device any more, as after an illegal access to its memory."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def free_memory() -> None:

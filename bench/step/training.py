@@ -66,6 +66,20 @@ class TrainingStep:
         return Outcome(logits, gradients)
 
 
+class TF32Step(TrainingStep):
+    """A step in float32 whose products are of TF32: what a user gets who asks for that."""
+
+    def forward_backward(self, coins: Sequence[bool]) -> Tensor:
+        """The same, the switch set for its time alone."""
+        matmul = torch.backends.cuda.matmul
+        before = matmul.allow_tf32
+        matmul.allow_tf32 = True
+        try:
+            return super().forward_backward(coins)
+        finally:
+            matmul.allow_tf32 = before
+
+
 def make_optimizer(setting: Setting) -> torch.optim.Optimizer:
     """Fused AdamW at a learning rate of 0: the work of any rate, and weights stay equal for all providers.
 
