@@ -42,7 +42,7 @@ def make_case(providers, study="main", p=0.1, dtype="bfloat16", batch=128, image
     workload = {
         "name": f"vit-B{batch}",
         "title": "ViT",
-        "model": "vit",
+        "model": "vit_tiny_patch16_224",
         "batch": batch,
         "image_size": image_size,
         "kwargs": kwargs,
@@ -54,7 +54,7 @@ def make_case(providers, study="main", p=0.1, dtype="bfloat16", batch=128, image
         "workload": workload,
         "dtype": dtype,
         "p": p,
-        "draws": [[True, False]] * 8,
+        "draws": [[True, False] * 6] * 8,
         "seconds": 1.0,
         "providers": providers,
         "ratios": {name: times["ours"] / ms for name, ms in times.items() if name != "ours"},

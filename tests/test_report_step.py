@@ -6,9 +6,15 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
+
+from bench import step_bytes, step_times
 from bench.report import benchmarks, pictures, plots, step
 from bench.report.__main__ import main
 from bench.report.pages import PAGES
+from bench.report.roofline import roofline
+from bench.sizes import size_of
+from bench.step.workloads import Workload
 from tests.recorded import make_case, make_checkout, make_step, record, timed
 
 OUT_OF_MEMORY = {"status": "out of memory", "reason": "OutOfMemoryError: 9 GiB <a|b>\nsecond line"}
@@ -117,11 +123,45 @@ def test_no_case_is_left_out():
 
 
 def test_growth_is_in_the_order_of_what_grows(measured):
-    assert rows(step.growth_tables(measured))[0][1:] == ["224", "320", "448"]
+    tables = rows(step.growth_tables(measured))
+    assert tables[0][1:] == ["224", "320", "448"]
+    assert tables[4] == ["peak without frozen, MiB, pixels =", "224", "320", "448"]
+    assert tables[7] == ["ours", "900", "900", "900"]
+    assert tables[8] == ["MFU, pixels =", "224", "320", "448"]
+    assert tables[10] == ["plain", "25%", "25%", "25%"]
     depths = [make_case({"ours": timed(9.0)}, "depth", depth=depth) for depth in (12, 4)]
     assert rows(step.growth_tables(make_step(*depths)))[0][1:] == ["4", "12"]
     unknown = make_case({"ours": {"status": "not reached"}}, "N", image_size=None)
     assert step.growth_tables(make_step(unknown)) == ""
+
+
+def test_where_peak_and_utilisation_are_unknown_other_figures_are_shown():
+    entries = [{"ours": timed(9.0, saved_mib=70.0 * n, images_per_s=5.0 * n, mfu=None)} for n in (1, 2)]
+    cases = [make_case(entry, "B", batch=n + 1) for n, entry in enumerate(entries)]
+    tables = rows(step.growth_tables(make_step(*cases)))
+    assert tables[3:] == [
+        ["saved for backward, MiB, B =", "1", "2"],
+        ["---", "---:", "---:"],
+        ["ours", "70.0", "140"],
+        ["images/s, B =", "1", "2"],
+        ["---", "---:", "---:"],
+        ["ours", "5.00", "10.0"],
+    ]
+
+
+def test_a_goal_has_its_interval_over_rounds():
+    goal = {"goal": "g", "at_most": 1.0, "value": 0.9, "low": 0.85, "high": 1.01, "verdict": "reached"}
+    assert "0.900 (0.850-1.010) reached" in step.goal_table({"goals": [{**goal, "case": "c"}]})
+    unknown = {**goal, "low": None, "high": None, "case": "c"}
+    assert "| 0.900 reached |" in step.goal_table({"goals": [unknown]})
+
+
+def test_predicted_goals_that_are_missed_say_so(checkout):
+    for text in (benchmarks.readme_gpu(checkout), benchmarks.goals(checkout)):
+        (line,) = [
+            row for row in rows(text) if row[0].endswith("over plain fine-tuning") and "peak" in row[0]
+        ]
+        assert all(cell.startswith("**") and cell.endswith(" missed**") for cell in line[2:])
 
 
 def test_goals_are_reached_missed_or_neither(measured):
@@ -197,8 +237,46 @@ def test_pictures_show_what_was_recorded(checkout, measured):
     assert drawn["step-memory-over-p"].lines.keys() == {"plain", "ours"}, "null is no memory"
     assert drawn["step-time-over-size"].lines["ours"] == [(224, 50 / 16), (320, 50 / 16), (448, 50 / 16)]
     assert drawn["step-ablation"].bars == {"ours": (50.0, 5.0), "ours, all rows": (60.0, 6.0)}
-    assert drawn["step-roofline"].points["plain"] == pytest.approx((8.0, 200.0))
-    assert drawn["step-roofline"].roof == 800.0
+    assert drawn["step-roofline"].points.keys() == {"plain", "ours", "by hand"}
+
+
+def test_the_roofline_has_flops_per_byte_and_what_was_measured_in_the_same_run(measured):
+    case = measured["cases"][0]
+    case["providers"]["as published"] = timed(400.0, flops=10e12)
+    case["providers"]["somebody"] = timed(40.0, flops=1e12)
+    picture = roofline(measured, "a GPU")
+    size = size_of(Workload("", "vit_tiny_patch16_224", 128, 224))
+    moved = step_bytes.expected_bytes(size, 128, step_times.PLAIN_EAGER, case["draws"])
+    assert picture.points["plain"] == pytest.approx((8e12 / moved, 200.0))
+    assert "FLOP per byte" in picture.x
+    assert "bytes counted on paper" in picture.title
+    assert picture.roofs == {"products, bfloat16": 800.0, "products, float32": 50.0}
+    assert picture.slope is None, "memory of this GPU is not known"
+    assert "somebody" not in picture.points, "whose bytes nobody has counted"
+    measured["gpu"]["name"] = "NVIDIA H200"
+    assert roofline(measured, "a GPU").slope == pytest.approx(4.3)
+    del measured["matmul_flops_per_s_by_dtype"]
+    assert roofline(measured, "a GPU").roofs == {"products, bfloat16 (assumed)": 790.0}
+
+
+def test_rates_below_the_slope_and_the_roofs_are_drawn_below_them():
+    points = {"plain": (50.0, 100.0), "ours": (400.0, 300.0)}
+    picture = plots.Roofline("t", "x", "y", points, {"bf16": 800.0, "f32": 50.0}, 4.0, "memory")
+    axes = Figure().add_subplot()
+    picture.draw(axes)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines["bf16"] == [[200.0, 800.0], [800.0, 800.0]]
+    assert lines["f32"] == [[12.5, 50.0], [800.0, 50.0]]
+    assert lines["memory"] == [[6.25, 25.0], [200.0, 800.0]]
+    assert lines["plain"] == [[50.0, 100.0]]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_a_float32_step_moves_float32_bytes():
+    entries = {name: timed(40.0, flops=1e9) for name in ("plain", "plain compiled", "ours")}
+    half, full = (roofline(make_step(make_case(entries, dtype=d)), "") for d in ("bfloat16", "float32"))
+    assert full.points["plain"][0] < 0.75 * half.points["plain"][0]
+    assert full.points.keys() == {"plain", "ours"}, "whose fused kernels in float32 are not known"
 
 
 def test_memory_of_a_cpu_is_what_is_kept_for_the_backward(checkout):

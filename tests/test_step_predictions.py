@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from bench import counts, step_predictions, step_times
+from bench import counts, step_bytes, step_predictions, step_times
 from bench.cost import Part, Size, work
 from bench.sizes import size_of, title
 from bench.step.goals import MEMORY, TIME, gpu_goals
@@ -82,6 +82,47 @@ def test_who_recomputes_takes_longer_and_keeps_less(vit_b):
         wanted = 128 * vit_b.length * vit_b.width * moved / step_times.MEMORY_BYTES_PER_S
         now, before = extra
         assert now - before == pytest.approx(wanted + (pair if part is Part.CROSS else 0)), part
+
+
+def test_each_kernel_reads_and_writes_its_tensors_once(vit_b):
+    silent = replace(step_times.OURS, pointwise=step_times.Pointwise(*[0] * 10))
+    moved = {part: step_bytes.part_bytes(vit_b, 8, silent, part) for part in Part}
+    tokens, width = 8 * 197, 768
+    token = 2 * tokens * width  # bytes of a tensor [B, N, C] in bfloat16
+    assert moved[Part.SOURCE_KV] == 2 * (tokens * (width + 2 * width) + width * 2 * width)
+    weights = 2 * (3 + 1 + 4 + 4) * width**2
+    assert moved[Part.SOURCE] == (4 + 2 + 5 + 5 + 4) * token + weights
+    assert moved[Part.SELF] == 3 * (4 + 2 + 5 + 5) * token + 3 * weights + (4 + 8) * token
+    assert moved[Part.CROSS] == 3 * (2 + 2 + 5 + 5) * token + 3 * (weights - 4 * width**2) + (4 + 6) * token
+    again = replace(silent, recomputes=True)
+    extra = step_bytes.part_bytes(vit_b, 8, again, Part.CROSS) - moved[Part.CROSS]
+    assert extra == moved[Part.SOURCE_KV], "which is projected a second time"
+    rows = {part: step_bytes.part_bytes(vit_b, 8, silent, part) for part in (Part.SELF_ROWS, Part.CROSS_ROWS)}
+    assert rows[Part.SELF_ROWS] - rows[Part.CROSS_ROWS] == token, "the gradient of the tokens"
+    scores = replace(step_times.AUTHORS, pointwise=silent.pointwise)
+    source = step_bytes.part_bytes(vit_b, 8, scores, Part.SOURCE)
+    assert source == 2 * (16 * token + weights) + 24 * 8 * 12 * 197**2 + 32 * tokens * width
+
+
+def test_bytes_of_a_step_are_those_of_its_parts_and_of_its_weights(vit_b):
+    none, every = (False,) * 12, (True,) * 12
+    for provider in step_times.PROVIDERS:
+        parts = step_times.parts_of(vit_b, provider, every)
+        moved = sum(n * step_bytes.part_bytes(vit_b, 128, provider, part) for part, n in parts.items())
+        weights = step_times.weights_bytes(vit_b, provider)
+        assert step_bytes.step_bytes(vit_b, 128, provider, every) == moved + weights
+        mean = step_bytes.expected_bytes(vit_b, 128, provider, [none, every])
+        assert mean == pytest.approx(
+            (step_bytes.step_bytes(vit_b, 128, provider, none) + moved + weights) / 2
+        )
+
+
+def test_nobody_is_predicted_above_the_roofline(vit_b):
+    coins = (True, False) * 6
+    for provider in step_times.PROVIDERS:
+        seconds = step_times.step_seconds(vit_b, 128, provider, coins)
+        moved = step_bytes.step_bytes(vit_b, 128, provider, coins)
+        assert 0.1 * seconds < moved / step_times.MEMORY_BYTES_PER_S < seconds, provider.name
 
 
 def test_the_optimizer_takes_the_same_whoever_computes_the_step(vit_b):

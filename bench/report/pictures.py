@@ -7,16 +7,16 @@ from bench.report.cases import (
     Case,
     Entry,
     growth,
-    matmul_rates,
     of_study,
     over_p,
     provider_names,
     timed,
     title,
 )
-from bench.report.markdown import device_name, flops_unit
-from bench.report.plots import Bars, Lines, Picture, Points
+from bench.report.markdown import device_name
+from bench.report.plots import Bars, Lines, Picture
 from bench.report.recorded import Results
+from bench.report.roofline import roofline
 
 FOLDER = "docs/figures"
 STEP_RESULTS = ("step", "step-cpu")
@@ -84,30 +84,6 @@ def ablation(result: Mapping[str, Any], where: str) -> Picture | None:
         bars = {name: (entry["mean_ms"], entry.get("spread_ms")) for name, entry in timed(case).items()}
         if bars:
             return Bars(f"Savings: {title(case)}\n{where}", "mean step over coins, ms", bars)
-    return None
-
-
-def roofline(result: Mapping[str, Any], where: str) -> Picture | None:
-    """What everybody in the first main case computes, and how fast."""
-    for case in of_study(result, "main"):
-        counted = {name: entry for name, entry in timed(case).items() if entry.get("flops")}
-        rates = {name: 1e3 * entry["flops"] / entry["mean_ms"] for name, entry in counted.items()}
-        roof = matmul_rates(result).get(case["dtype"])
-        of_step, step_unit = flops_unit(entry["flops"] for entry in counted.values())
-        of_rate, rate_unit = flops_unit([*rates.values(), roof or 0.0])
-        if counted:
-            return Points(
-                title=f"FLOPs and their rate: {title(case)}\n{where}",
-                x=f"FLOPs of a step, counted, {step_unit}",
-                y=f"rate, {rate_unit}/s",
-                points={
-                    name: (entry["flops"] / of_step, rates[name] / of_rate) for name, entry in counted.items()
-                },
-                roof=None if roof is None else roof / of_rate,
-                roof_name=f"products, {case['dtype']}",
-                through="plain",
-                through_name="as long as plain",
-            )
     return None
 
 

@@ -99,47 +99,63 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Points:
-    """One point for each name, under a roof.
+class Roofline:
+    """One point for each name, under the rates of products and, to the left, of memory.
 
     Args:
         title: Above the picture.
-        x: First quantity, with its unit.
-        y: Second quantity, with its unit.
-        points: By name.
-        roof: What no y is above.
-        roof_name: What that is.
-        through: Name of the point that a line from the origin goes through.
-        through_name: What is equal on that line.
+        x: Arithmetic intensity, with its unit.
+        y: Rate, with its unit.
+        points: By name: x and y.
+        roofs: Highest rates, by what they are rates of.
+        slope: Rate of memory, in units of y over x; None where it is not known.
+        slope_name: What that is.
     """
 
     title: str
     x: str
     y: str
     points: Mapping[str, tuple[float, float]]
-    roof: float | None
-    roof_name: str
-    through: str
-    through_name: str
+    roofs: Mapping[str, float]
+    slope: float | None
+    slope_name: str
 
     def draw(self, axes: Axes) -> None:
-        """Points, roof and line."""
+        """Points and roofs, on scales of powers of two and of ten."""
         for (name, (x, y)), style in zip(self.points.items(), _styles(self.points), strict=True):
             axes.plot(x, y, **{**style, "linestyle": "none"}, label=name)
-        right = 1.15 * max(x for x, _ in self.points.values())
-        if self.roof is not None:
-            axes.axhline(self.roof, color=GREY, linewidth=1, label=self.roof_name)
-        if self.through in self.points:
-            x, y = self.points[self.through]
-            axes.plot([0, right], [0, right * y / x], ":", color=GREY, linewidth=1, label=self.through_name)
-        axes.set_xlim(0, right)
-        axes.set_ylim(0, 1.1 * max([*(y for _, y in self.points.values()), self.roof or 0.0]))
+        top, ridges = self.top, [roof / self.slope for roof in self.roofs.values()] if self.slope else []
+        left = min([*(x for x, _ in self.points.values()), *ridges]) / 2
+        right = 2 * max([*(x for x, _ in self.points.values()), *ridges])
+        for (name, roof), line in zip(self.roofs.items(), cycle(("-", "--", ":")), strict=False):
+            start = roof / self.slope if self.slope else left
+            axes.plot([start, right], [roof, roof], line, color=GREY, linewidth=1, label=name)
+        if self.slope:
+            axes.plot(
+                [left, top / self.slope],
+                [left * self.slope, top],
+                "-.",
+                color=GREY,
+                linewidth=1,
+                label=self.slope_name,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_xlabel(self.x)
         axes.set_ylabel(self.y)
         axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
 
+    @property
+    def top(self) -> float:
+        """The highest rate in the picture."""
+        return max([*self.roofs.values(), *(y for _, y in self.points.values())])
 
-Picture = Lines | Bars | Points
+
+Picture = Lines | Bars | Roofline
 
 
 def save(picture: Picture, path: Path) -> None:

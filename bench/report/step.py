@@ -22,6 +22,20 @@ from bench.report.markdown import NOTHING, flops_unit, item, not_timed, number, 
 Column = Callable[[Entry], str | None]
 
 
+def _number(entry: Entry, key: str, unit: float = 1.0) -> str | None:
+    return None if entry.get(key) is None else number(entry[key] / unit)
+
+
+MEMORY: Mapping[str, Column] = {
+    "peak without frozen, MiB": lambda entry: _number(entry, "peak_mib_without_frozen"),
+    "saved for backward, MiB": lambda entry: _number(entry, "saved_mib"),
+}
+RATE: Mapping[str, Column] = {
+    "MFU": lambda entry: f"{entry['mfu']:.0%}" if entry.get("mfu") is not None else None,
+    "images/s": lambda entry: _number(entry, "images_per_s"),
+}
+
+
 def goal_table(result: Mapping[str, Any]) -> str:
     """Each goal, its bound, and in each of its cases what was measured and whether that reaches it."""
     titles = {case["name"]: title(case) for case in result.get("cases", [])}
@@ -40,13 +54,12 @@ def case_table(case: Case) -> str:
     unit, name = flops_unit(entry.get("flops") or 0.0 for entry in entries.values())
     optional: dict[str, Column] = {
         "mean over coins, ms": _with_spread,
-        "images/s": lambda entry: _number(entry, "images_per_s"),
+        "images/s": RATE["images/s"],
         "without optimizer, ms": lambda entry: _with_spread(entry.get("without_optimizer") or {}),
         "peak, MiB": lambda entry: _number(entry, "peak_mib"),
-        "peak without frozen, MiB": lambda entry: _number(entry, "peak_mib_without_frozen"),
-        "saved for backward, MiB": lambda entry: _number(entry, "saved_mib"),
+        **MEMORY,
         f"{name} a step": lambda entry: _number(entry, "flops", unit),
-        "MFU": lambda entry: f"{entry['mfu']:.0%}" if entry.get("mfu") is not None else None,
+        "MFU": RATE["MFU"],
         "error of logits, gradients": _errors,
         "setup, s": lambda entry: f"{entry['setup_s']:.1f}" if "setup_s" in entry else None,
     }
@@ -118,16 +131,42 @@ def main_tables(result: Mapping[str, Any]) -> str:
 
 
 def p_tables(result: Mapping[str, Any]) -> str:
-    """Times over p, one table for each setting."""
-    return _join(f"**{name}**\n\n{comparison(cases, 'p')}" for name, cases in over_p(result).items())
+    """Times, memory and utilisation over p, for each setting."""
+    return _join(
+        _join([f"**{name}**", comparison(cases, "p"), figures(cases, "p")])
+        for name, cases in over_p(result).items()
+    )
+
+
+def figures(cases: Sequence[Case], axis: str) -> str:
+    """What else is known along an axis: memory, peak or else saved; and MFU, or else images per second."""
+    return _join([_figure(cases, axis, MEMORY), _figure(cases, axis, RATE)])
+
+
+def _figure(cases: Sequence[Case], axis: str, columns: Mapping[str, Column]) -> str:
+    """A table of the first column that anybody has a value for, empty where nobody has one of any."""
+    for figure, of in columns.items():
+        known = [{name: of(entry) for name, entry in timed(case).items()} for case in cases]
+        names = [name for name in provider_names(cases) if any(case.get(name) for case in known)]
+        if names:
+            name, value = AXES[axis]
+            rows = [[who, *(case.get(who) or NOTHING for case in known)] for who in names]
+            return table([f"{figure}, {name} =", *(f"{value(case):g}" for case in cases)], rows)
+    return ""
 
 
 def growth_tables(result: Mapping[str, Any]) -> str:
-    """Times as images, batches and models grow."""
+    """Times, memory and utilisation as images, batches and models grow."""
     studies = {study: growth(result, study) for study in ("N", "B", "depth")}
     titles = {"N": "Image size", "B": "Batch", "depth": "Depth"}
     return _join(
-        f"**{titles[study]}**: {title(cases[0])}, and on\n\n{comparison(cases, study)}"
+        _join(
+            [
+                f"**{titles[study]}**: {title(cases[0])}, and on",
+                comparison(cases, study),
+                figures(cases, study),
+            ]
+        )
         for study, cases in studies.items()
         if cases
     )
@@ -161,6 +200,8 @@ def failures(result: Mapping[str, Any]) -> str:
 
 def _verdict(goal: Mapping[str, Any]) -> str:
     value = "" if goal.get("value") is None else f"{goal['value']:.3f} "
+    if goal.get("low") is not None and goal.get("high") is not None:  # over rounds
+        value += f"({goal['low']:.3f}-{goal['high']:.3f}) "
     text = f"{value}{goal['verdict']}"
     return text if goal["verdict"] == "reached" else f"**{text}**"
 
@@ -207,7 +248,3 @@ def _with_spread(entry: Entry) -> str | None:
 def _errors(entry: Entry) -> str | None:
     error = entry.get("error")
     return f"{number(error['logits'], 2)}, {number(error['gradients'], 2)}" if error else None
-
-
-def _number(entry: Entry, key: str, unit: float = 1.0) -> str | None:
-    return None if entry.get(key) is None else number(entry[key] / unit)
