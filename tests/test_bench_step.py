@@ -29,6 +29,7 @@ from bench.step.measure import Settings, ratios
 from bench.step.provider import Provider
 from bench.step.providers import BY_HAND_EAGER, OURS, OURS_COMPILED, PLAIN, PLAIN_COMPILED, PROVIDERS
 from bench.step.reference import Outcome, Reference
+from bench.step.report import goal_lines
 from bench.step.stage import Stage
 from bench.step.training import TF32Step, TrainingStep, make_optimizer
 from bench.step.workloads import TINY, Setting, Workload
@@ -745,6 +746,7 @@ def test_a_time_has_an_interval_over_rounds(figure, has_interval):
         assert (judged["low"], judged["high"]) == pytest.approx((0.48, 1.1))
     else:
         assert "low" not in judged
+    assert ("0.480 to 1.100" in goal_lines([judged])[1]) == has_interval
     (unknown,) = goals.judge([goal], [])
     assert unknown.get("low") is unknown.get("high") is None
 

@@ -1,7 +1,7 @@
 """`python -m bench.step --quick --output bench/results/step.json`.
 
 All of these are estimates. On an H200 `--quick` takes seven minutes, of which compilation is half, and
-everything three hours. `--cpu` takes about eight minutes on two cores that do nothing else, half of it for
+everything three hours. `--cpu` takes about nine minutes on two cores that do nothing else, half of it for
 the first case, which is the one that the goals are about.
 """
 

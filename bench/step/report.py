@@ -19,11 +19,14 @@ def case_lines(case: Mapping[str, Any]) -> list[str]:
 
 def goal_lines(goals: Iterable[Mapping[str, Any]]) -> list[str]:
     """The goals' table."""
-    lines = [f"{'goal':58} {'bound':>9} {'measured':>9} {'':12} case"]
+    lines = [f"{'goal':58} {'bound':>9} {'measured':>9} {'p20 to p80':>16} {'':12} case"]
     for goal in goals:
         bound = f"<= {goal['at_most']:.2f}" if "at_most" in goal else f">= {goal['at_least']:.2f}"
         value = "-" if goal["value"] is None else f"{goal['value']:.3f}"
-        lines.append(f"{goal['goal']:58} {bound:>9} {value:>9} {goal['verdict']:12} {goal['case']}")
+        has_interval = goal.get("low") is not None
+        interval = f"{goal['low']:.3f} to {goal['high']:.3f}" if has_interval else ""
+        figures = f"{bound:>9} {value:>9} {interval:>16}"
+        lines.append(f"{goal['goal']:58} {figures} {goal['verdict']:12} {goal['case']}")
     return lines
 
 
