@@ -64,6 +64,7 @@ SWITCHED_OFF = (
     Provider("ours, source first", savings.source_first),
     Provider("ours, own K, V", savings.own_pairs, Savings(own_kv=True)),
     Provider("ours, K, V of class rows", savings.pairs_for_rows, Savings(row_kv=True)),
+    Provider("ours, all gradients", savings.all_gradients),
     Provider("ours, unpacked gradients", savings.unpacked),
     Provider("ours, source cast in every step", ours, holds_source=False),
 )
