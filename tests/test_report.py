@@ -143,9 +143,11 @@ def test_pieces_and_float8_are_shown_or_named(checkout):
 def test_check_names_page_and_section_and_changes_nothing(tmp_path, capsys):
     root = Results().root
     for name in ("bench/results", "docs", *dict.fromkeys(result_code(Results()))):
-        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(root / name, tmp_path / name)
+        if (root / name).is_dir():  # one result may name a folder, another a file in it
+            shutil.copytree(root / name, tmp_path / name, dirs_exist_ok=True)
+        else:
+            shutil.copy(root / name, tmp_path / name)
     for page in PAGES:
         shutil.copy(root / page, tmp_path / page)
     readme = tmp_path / "README.md"

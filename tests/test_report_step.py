@@ -14,6 +14,7 @@ from bench.report.__main__ import main
 from bench.report.pages import PAGES
 from bench.report.roofline import roofline
 from bench.sizes import size_of
+from bench.step.cases import ABLATION, ALL
 from bench.step.workloads import Workload
 from tests.recorded import make_case, make_checkout, make_step, record, timed
 
@@ -291,6 +292,10 @@ def test_everybody_in_a_picture_looks_different():
     names = ["ours", "ours compiled", "plain", "as published", "as published, autocast", "ours, all rows"]
     looks = [(s["color"], s["marker"], s["linestyle"]) for s in plots._styles([*names, "a", "b", "c"])]
     assert len(set(looks)) == len(looks)
+    for names in (ABLATION, ALL):
+        looks = [(s["color"], s["marker"], s["linestyle"]) for s in plots._styles(names)]
+        assert len(set(looks)) == len(names)
+    assert len(plots._styles([f"ours {n}" for n in range(100)])) == 100, "no number of them is too many"
 
 
 def write_pages(results):

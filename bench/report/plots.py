@@ -29,7 +29,7 @@ FAMILIES = {
 }
 OTHERS = ((GREEN, "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#000000", "*"))
 # For the second, third and so on of one look.
-MARKERS = "v<>PX*"
+MARKERS = "v<>PX*hdp8H"
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ def _styles(names: Iterable[str]) -> list[dict[str, Any]]:
         known = (look for start, look in FAMILIES.items() if name.startswith(start))
         color, marker = next(known, None) or next(others)
         compiled, spare = "compiled" in name, iter(MARKERS)
-        while (color, marker, compiled) in used:
-            marker = next(spare)
+        while (color, marker, compiled) in used and (following := next(spare, None)):
+            marker = following  # whoever comes after all of them looks like the last
         used.add((color, marker, compiled))
         styles.append(
             {
