@@ -118,7 +118,7 @@ def test_a_source_held_in_what_steps_do_not_compute_in_is_refused(make_options, 
 
 def test_float8_without_torchao_is_one_line(make_options, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
-    with pytest.raises(ValueError, match="cannot create .* torchao"):
+    with pytest.raises(ValueError, match=r"cannot create .* torchao"):
         Trainer(make_options(amp=True, source_dtype="float8"))
 
 
