@@ -330,7 +330,7 @@ class StochCA(nn.Module):
             if recomputation is not None and projection is not None:
                 _recompute_pair(recomputation, source_kv, projection, self.source.blocks[i].attn)
         if coin is True and rows is not None and x.shape[1] > rows:
-            # The other tokens are neither queries nor keys. A copy: one layout, so that one graph is compiled.
+            # The other tokens are neither queries nor keys. A copy, whose layout is that of all such blocks.
             x = x[:, :rows].contiguous()
         step = (self.target.blocks[i], x, source_kv, coin, masks, rows, self.impl)
         if checkpointing:
