@@ -266,7 +266,7 @@ MUTANTS = [
     Mutant(
         "stale_result_looks_fresh",
         "bench/report/recorded.py",
-        'return not result.get("code") or bool(self._changed(result))',
+        'return not result.get("code") or bool(self._changed(result) or self._other_inputs(result))',
         "return False",
         ("tests/test_report.py",),
     ),
