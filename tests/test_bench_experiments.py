@@ -11,6 +11,7 @@ from bench.step.providers import BY_HAND_EAGER, OURS, OURS_RECOMPUTING, PROVIDER
 from bench.step.stage import Stage
 from bench.step.workloads import TINY, Setting
 from stochca import StochCA
+from tests.steps import assert_same, outcome
 
 DRAWS = [(True, False, True, False), (False, True, True, True), (True, True, False, True), (False,) * 4]
 
@@ -18,20 +19,6 @@ DRAWS = [(True, False, True, False), (False, True, True, True), (True, True, Fal
 @pytest.fixture(scope="module")
 def setting():
     return Setting.make(TINY, torch.device("cpu"))
-
-
-def outcome(forward, setting, coins):
-    logits = forward(setting.images, coins)
-    return logits, torch.autograd.grad(
-        logits.square().sum(), list(setting.target.parameters()), allow_unused=True
-    )
-
-
-def assert_same(actual, expected):
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-4, atol=1e-4)
-    for grad, other in zip(actual[1], expected[1], strict=True):
-        if grad is not None and other is not None:
-            torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "triton"])

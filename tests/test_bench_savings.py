@@ -11,6 +11,7 @@ from bench.counts import saved_bytes
 from bench.step import savings
 from bench.step.workloads import TINY, Setting
 from stochca import StochCA
+from tests.steps import assert_same, outcome
 
 VARIANTS = {
     "all_rows": Savings(class_rows=False),
@@ -28,25 +29,13 @@ def setting():
     return Setting.make(TINY, torch.device("cpu"))
 
 
-def outcome(forward, setting, coins):
-    logits = forward(setting.images, coins)
-    return logits, torch.autograd.grad(
-        logits.square().sum(), list(setting.target.parameters()), allow_unused=True
-    )
-
-
 @pytest.mark.parametrize("name", [*VARIANTS, "all_gradients"])
 def test_every_variant_computes_the_same_step(name, setting):
     variant = getattr(savings, name)(setting)
     ours = StochCA(setting.target, setting.source).train()
     for coins in DRAWS[::3]:
-        (expected, grads), (actual, others) = (
-            outcome(forward, setting, coins) for forward in (lambda x, c: ours(x, coins=c), variant)
-        )
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-        for grad, other in zip(grads, others, strict=True):
-            if grad is not None and other is not None:
-                torch.testing.assert_close(other, grad, rtol=1e-3, atol=1e-3)
+        expected = outcome(lambda x, c: ours(x, coins=c), setting, coins)
+        assert_same(outcome(variant, setting, coins), expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
