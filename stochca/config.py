@@ -39,6 +39,9 @@ class ModelOptions:
         False, "recompute norms, activations and the source's keys and values in the backward, to save memory"
     )
     torchcompile: bool = _option(False, "compile the blocks with torch.compile")
+    pos_embed_interpolation: Literal["timm", "torchvision"] = _option(
+        "timm", "whose way to resample position embeddings where --img-size is not that of the weights"
+    )
 
 
 @dataclass(kw_only=True)
@@ -48,6 +51,7 @@ class StochCAOptions:
     p: float | list[float] = _option(
         0.1, "probability that a block attends to the frozen source: a number, or a list with one per block"
     )
+    p_schedule: list[float] | None = _option(None, "probability in each epoch, instead of --p")
     per: Literal["batch", "sample"] = _option("batch", "draw one coin per block, or one per block and sample")
     mode: Literal["stochastic", "mix", "sum", "concat"] = _option(
         "stochastic", "the paper's coin, or a deterministic alternative: (1-p) SA + p CA, SA + CA, joint keys"
@@ -56,6 +60,26 @@ class StochCAOptions:
         None, "hold the source's weights so; --amp-dtype if not given; float8 is not exact and needs torchao"
     )
     impl: Literal["auto", "triton", "sdpa", "reference"] = _option("auto", "implementation of the attention")
+    independent_coins: bool = _option(
+        False,
+        "each process draws coins of its own; by default all draw the same, and run as much of the source",
+    )
+
+
+@dataclass(kw_only=True)
+class LossOptions:
+    """The loss."""
+
+    losses: list[str | dict[str, dict[str, Any] | None]] = _option(
+        [], "losses beside cross-entropy, by name or with options: [bss, {miro: {weight: 1.0}}]"
+    )
+    smoothing: float = _option(0.1, "label smoothing")
+    mixup: float = _option(0.0, "alpha of mixup; 0 for none")
+    cutmix: float = _option(0.0, "alpha of cutmix; 0 for none")
+    mixup_prob: float = _option(1.0, "probability that a batch is mixed, where --mixup or --cutmix is given")
+    mixup_switch_prob: float = _option(0.5, "probability of cutmix instead of mixup, where both are given")
+    mixup_mode: Literal["batch", "pair", "elem"] = _option("batch", "what shares its mixing factor")
+    mixup_off_epoch: int = _option(0, "epoch from which batches are no longer mixed; 0 for never")
 
 
 @dataclass(kw_only=True)
@@ -75,6 +99,8 @@ class TrainDataOptions:
     """Training images, and how they are prepared."""
 
     train_split: str = _option("train", "split to train on")
+    train_subset: float = _option(1.0, "share of the training images of each class that is used")
+    subset_seed: int | None = _option(None, "of the choice of --train-subset; --seed if not given")
     validation_batch_size: int | None = _option(
         None, "images per evaluation batch; --batch-size if not given", "-vb"
     )
@@ -83,15 +109,23 @@ class TrainDataOptions:
     crop_pct: float | None = _option(
         None, "share of the image that evaluation crops; the model's if not given"
     )
+    crop_mode: Literal["center", "squash", "border"] | None = _option(
+        None, "how evaluation resizes before it crops: by the shorter side, to a square, or to fit and padded"
+    )
     interpolation: str | None = _option(None, "how images are resized; the model's way if not given")
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr", "squash"] = _option(
+        "rrc", "random crop of a random size; timm's rkrc and rkrr; or of a square that evaluation crops too"
+    )
     no_aug: bool = _option(False, "no augmentation at all")
     scale: list[float] = _option([0.08, 1.0], "range of the random crop's area, relative to the image")
     ratio: list[float] = _option([0.75, 4 / 3], "range of the random crop's aspect ratio")
     hflip: float = _option(0.5, "probability of a horizontal flip")
-    color_jitter: float = _option(0.4, "strength of random brightness, contrast and saturation")
+    color_jitter: float | list[float] = _option(
+        0.4, "strength of random brightness, contrast and saturation, or of each of them and hue"
+    )
+    grayscale_prob: float = _option(0.0, "probability that an image loses its colours")
     aa: str | None = _option(None, "auto-augmentation policy, as rand-m9-mstd0.5")
     reprob: float = _option(0.0, "probability that a random rectangle is erased")
-    smoothing: float = _option(0.1, "label smoothing")
 
 
 @dataclass(kw_only=True)
@@ -125,6 +159,25 @@ class DeviceOptions:
     workers: int = _option(
         min(4, os.cpu_count() or 1), "processes that load images; 0 loads them in the main one", "-j"
     )
+    tf32: bool = _option(False, "products of float32 in TF32, on GPUs that have it")
+
+
+@dataclass(kw_only=True)
+class DistributedOptions:
+    """Several processes, as `torchrun` starts them."""
+
+    distribute: Literal["ddp", "fsdp"] = _option(
+        "ddp", "each process holds the model, or a part of weights, gradients and optimizer (FSDP2)"
+    )
+
+
+@dataclass(kw_only=True)
+class AverageOptions:
+    """Moving average of the target's weights."""
+
+    model_ema: bool = _option(False, "evaluate and save a moving average of the target's weights")
+    model_ema_decay: float = _option(0.9998, "share of the average that each step keeps")
+    model_ema_warmup: bool = _option(False, "keep less of it in the first steps")
 
 
 @dataclass(kw_only=True)
@@ -135,17 +188,24 @@ class RunOptions:
     resume: str | None = _option(None, "folder of an interrupted run to continue, with its options")
     seed: int = _option(0, "of initialisation, images, augmentation, dropout and coins")
     val_interval: int = _option(1, "epochs between evaluations; the last step is always evaluated")
+    val_steps: int | None = _option(None, "steps between evaluations, instead of --val-interval")
+    patience: int | None = _option(None, "stop after so many evaluations without a better one")
     recovery_interval: int = _option(0, "steps between checkpoints within an epoch; 0 for none")
     eval_metric: Literal["top1", "loss"] = _option("top1", "what selects the best checkpoint")
     log_interval: int = _option(10, "steps between updates of the loss that is shown")
     log_tensorboard: bool = _option(False, "also log to TensorBoard, in the folder of the run")
+    log_wandb: bool = _option(False, "also log to Weights & Biases")
+    wandb_project: str | None = _option(None, "its project")
 
 
 @dataclass(kw_only=True)
 class FinetuneOptions(
     RunOptions,
+    DistributedOptions,
     DeviceOptions,
+    AverageOptions,
     OptimizerOptions,
+    LossOptions,
     TrainDataOptions,
     DatasetOptions,
     StochCAOptions,

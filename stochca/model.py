@@ -4,7 +4,8 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
 
 import timm
 import torch
@@ -22,6 +23,24 @@ from stochca.recompute import Recomputation
 from stochca.vit import TimmViT, check_drivable, check_pair, num_class_rows, renormalization, stem
 from stochca_kernels.dispatch import Impl
 from stochca_kernels.projection import KV, Projection, pair_of
+
+
+class StepOutputs(NamedTuple):
+    """What a step computes for its losses.
+
+    Args:
+        logits: Of the target, `[B, num_classes]`.
+        features: Pooled features `[B, C]`, of which the classifier computed the logits.
+        taps: Tokens `[B, N, C]` of the target by the number of blocks before them.
+        source_taps: The same of the source, which are constants.
+        source_logits: `[B, classes of the source]`, a constant; None where not asked for.
+    """
+
+    logits: Tensor
+    features: Tensor
+    taps: dict[int, Tensor]
+    source_taps: dict[int, Tensor]
+    source_logits: Tensor | None
 
 
 class StochCA(nn.Module):
@@ -192,9 +211,46 @@ class StochCA(nn.Module):
         if not self.training and coins is None:
             return self.target(images, **timm_kwargs)
         _refuse(timm_kwargs)
-        num_rows = num_class_rows(self.target) if self.class_rows else None
-        tokens, _ = self._lockstep(images, coins, num_rows)
-        return self.forward_head(self.target.norm(tokens))
+        plan = self._plan(images, coins)
+        return self.forward_head(self.target.norm(self._lockstep(images, plan, self._num_rows).target))
+
+    def forward_step(
+        self,
+        images: Tensor,
+        coins: Sequence[Coin] | None = None,
+        *,
+        taps: Iterable[int] = (),
+        source_logits: bool = False,
+    ) -> StepOutputs:
+        """One step in training with all that its losses read, in the same pass.
+
+        The source runs as far as the coins, the taps and its logits need, and all tokens are computed up to
+        the last tap.
+
+        Args:
+            images: `[B, 3, H, W]`.
+            coins: As in `forward`; None draws.
+            taps: After how many blocks the tokens of both models are returned: 0 for those before the first
+                block, the depth for those after the last.
+            source_logits: Return the logits of the source's own head.
+
+        Raises:
+            ValueError: A tap is outside the model, or its features have two classifiers.
+        """
+        taps, depth = tuple(sorted(set(taps))), len(self.target.blocks)
+        if taps and not 0 <= taps[0] <= taps[-1] <= depth:
+            raise ValueError(f"taps must be from 0 to the depth of the model ({depth}), got {taps}")
+        classifier = self.get_classifier()
+        if isinstance(classifier, tuple):
+            raise ValueError(f"{type(self.target).__name__} has {len(classifier)} classifiers, wanted one")
+        plan = replace(self._plan(images, coins), taps=taps, whole_source=source_logits)
+        tokens = self._lockstep(images, plan, self._num_rows)
+        features = self.forward_head(self.target.norm(tokens.target), pre_logits=True)
+        logits = None
+        if source_logits:
+            with torch.no_grad():
+                logits = self.source.forward_head(self.source.norm(tokens.source))
+        return StepOutputs(classifier(features), features, tokens.target_taps, tokens.source_taps, logits)
 
     def forward_features(
         self, images: Tensor, coins: Sequence[Coin] | None = None, **timm_kwargs: Any
@@ -203,7 +259,7 @@ class StochCA(nn.Module):
         if not self.training and coins is None:
             return self.target.forward_features(images, **timm_kwargs)
         _refuse(timm_kwargs)
-        return self.target.norm(self._lockstep(images, coins)[0])
+        return self.target.norm(self._lockstep(images, self._plan(images, coins)).target)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """As timm's."""
@@ -251,10 +307,12 @@ class StochCA(nn.Module):
         _refuse(timm_kwargs)
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f'output_fmt must be "NCHW" or "NLC", got {output_fmt!r}')
-        taps, last = feature_take_indices(len(self.target.blocks), indices)
-        tokens, tapped = self._lockstep(images, coins, taps=taps, stop=last + 1 if stop_early else None)
-        if norm:
-            tapped = [self.target.norm(t) for t in tapped]
+        blocks, last = feature_take_indices(len(self.target.blocks), indices)
+        plan = self._plan(images, coins)
+        if stop_early:
+            plan = StepPlan(plan.coins[: last + 1])
+        tokens = self._lockstep(images, plan, read=[i + 1 for i in blocks])
+        tapped = [self.target.norm(t) if norm else t for t in tokens.target_taps.values()]
         split = self.target.num_prefix_tokens
         prefixes, patches = [t[:, :split] for t in tapped], [t[:, split:] for t in tapped]
         if output_fmt == "NCHW":
@@ -265,44 +323,48 @@ class StochCA(nn.Module):
             named = {"image_intermediates": patches}
             if return_prefix_tokens and split:
                 named["image_intermediates_prefix"] = prefixes
-            return named if intermediates_only else {**named, "image_features": self.target.norm(tokens)}
+            last = {} if intermediates_only else {"image_features": self.target.norm(tokens.target)}
+            return named | last
         result = list(zip(patches, prefixes, strict=True)) if return_prefix_tokens and split else patches
-        return result if intermediates_only else (self.target.norm(tokens), result)
+        return result if intermediates_only else (self.target.norm(tokens.target), result)
 
-    def _lockstep(
-        self,
-        images: Tensor,
-        coins: Sequence[Coin] | None,
-        num_rows: int | None = None,
-        taps: Iterable[int] = (),
-        stop: int | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Advance target and source block by block; return the target's last tokens, and those at `taps`."""
+    @property
+    def _num_rows(self) -> int | None:
+        return num_class_rows(self.target) if self.class_rows else None
+
+    def _plan(self, images: Tensor, coins: Sequence[Coin] | None) -> StepPlan:
+        """Draw the coins of a step, or replay them."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor (B, C, H, W) in training, got {type(images).__name__}")
         if images.ndim != 4:
             raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
         if self.source_dtype is not None:
             check_arithmetic(self.source_dtype, images)
-        depth = len(self.target.blocks)
         if coins is None:
-            plan = self.coins.draw(images.shape[0], images.device)
-        else:
-            plan = replay(coins, depth, images.shape[0])
-        self.plan = plan = StepPlan(plan.coins[:stop])
+            return self.coins.draw(images.shape[0], images.device)
+        return replay(coins, len(self.target.blocks), images.shape[0])
 
+    def _lockstep(
+        self, images: Tensor, plan: StepPlan, num_rows: int | None = None, read: Iterable[int] = ()
+    ) -> "_Tokens":
+        """Advance target and source block by block; return the tokens at taps, and the target's at `read`."""
+        self.plan = plan
         x = stem(self.target, images)
-        x0 = self._source_stem(images) if plan.source_blocks else x
+        x0 = self._source_stem(images) if plan.source_blocks or plan.taps else x
         masks = drop_path_masks(self.target.blocks, x)
         compiled = isinstance(self._target_step, CompiledPerCase)
         recomputation = Recomputation(() if compiled else self.target.blocks) if self.recompute else None
-        tapped = []
+        target_taps, source_taps = {}, {}
+        wanted = {*plan.taps, *read}
         with recomputation or nullcontext():
-            for i in range(len(plan.coins)):
-                x, x0 = self._block(i, plan, x, x0, masks[i], num_rows, recomputation)
-                if i in taps:
-                    tapped.append(x)
-        return x, tapped
+            for i in range(len(plan.coins) + 1):
+                if i in wanted:
+                    target_taps[i] = x
+                if i in plan.taps:
+                    source_taps[i] = x0
+                if i < len(plan.coins):
+                    x, x0 = self._block(i, plan, x, x0, masks[i], num_rows, recomputation)
+        return _Tokens(x, x0, target_taps, source_taps)
 
     def _block(
         self,
@@ -320,7 +382,7 @@ class StochCA(nn.Module):
         checkpointing = self.target.grad_checkpointing and torch.is_grad_enabled()
         source_kv: KV = None
         if i < plan.source_blocks:
-            advance = i + 1 < plan.source_blocks
+            advance = plan.advances_source(i)
             with torch.no_grad():
                 # Tokens are smaller than their pair, which checkpointing can project again with the block.
                 as_tokens = rows is not None or (checkpointing and recomputation is not None)
@@ -412,6 +474,15 @@ class StochCA(nn.Module):
             else [(prefixed(pattern), key) for pattern, key in patterns]
             for group, patterns in matcher.items()
         }
+
+
+class _Tokens(NamedTuple):
+    """Tokens `[B, N, C]` of both models after the last block that ran, and at taps."""
+
+    target: Tensor
+    source: Tensor
+    target_taps: dict[int, Tensor]
+    source_taps: dict[int, Tensor]
 
 
 def _recompute_pair(

@@ -20,18 +20,36 @@ Schedule: TypeAlias = Probability | Callable[[int], Probability]
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The coins of one step, and what follows from them.
+    """The coins of one step, what its losses read besides the logits, and what follows from both.
 
     Args:
         coins: What each block reads, from the first to the last.
+        taps: After how many blocks the tokens of both models are read, 0 for those before the first block.
+        whole_source: Whether the logits of the source are read.
     """
 
     coins: tuple[Coin, ...]
+    taps: tuple[int, ...] = ()
+    whole_source: bool = False
 
     @property
     def source_blocks(self) -> int:
-        """How many blocks of the source are needed: up to the last that is read, of which K and V alone."""
+        """How many blocks of the source are needed; of the last K and V alone, unless `advances_source`."""
+        return max(self._read_blocks, self._source_depth)
+
+    def advances_source(self, i: int) -> bool:
+        """Whether the source's tokens after block `i` are needed, not only its keys and values."""
+        return i + 1 < self._read_blocks or i < self._source_depth
+
+    @property
+    def _read_blocks(self) -> int:
+        """Up to the last block of which the target reads keys and values."""
         return max((i + 1 for i, coin in enumerate(self.coins) if coin is not False), default=0)
+
+    @property
+    def _source_depth(self) -> int:
+        """Up to the last block of which tokens are read."""
+        return len(self.coins) if self.whole_source else max(self.taps, default=0)
 
     @property
     def source_fraction(self) -> float:
@@ -44,8 +62,10 @@ class StepPlan:
 
         It is the last block that reads its own tokens: every block after it asks the source alone, so that
         the other tokens are neither queries, keys nor values of anything. The first block if there is none.
+        No block before a tap.
         """
-        return max((i for i, coin in enumerate(self.coins) if coin is not True), default=0)
+        last = max((i for i, coin in enumerate(self.coins) if coin is not True), default=0)
+        return max(last, *self.taps) if self.taps else last
 
 
 class CoinSampler:

@@ -171,14 +171,14 @@ MUTANTS = [
     Mutant(
         "source_stops_one_block_early",
         MODEL,
-        "advance = i + 1 < plan.source_blocks",
-        "advance = i + 2 < plan.source_blocks",
+        "advance = plan.advances_source(i)",
+        "advance = plan.advances_source(i + 1)",
         EXACT,
     ),
     Mutant(
         "source_runs_to_the_end",
         MODEL,
-        "advance = i + 1 < plan.source_blocks",
+        "advance = plan.advances_source(i)",
         "advance = True",
         (*EXACT, "-k", "no_further"),
     ),
