@@ -26,6 +26,7 @@ STATE = "trainer_state.pt"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 METRICS = "metrics.csv"
+SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 
 STATE_FORMAT = 1
@@ -181,6 +182,16 @@ def save_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
             writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def save_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write what a run came to, as JSON; its presence says that the run is complete."""
+    text = json.dumps(summary, indent=2) + "\n"
+
+    def write(file: Path) -> None:
+        file.write_text(text)
 
     write_atomically(path, write)
 

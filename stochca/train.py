@@ -110,7 +110,7 @@ class Trainer:
             while self.step < self.total_steps:
                 self._epoch(bar, log)
         best = self._best()
-        return {
+        summary = {
             "output": str(self.output),
             "steps": self.step,
             "best_step": best["step"],
@@ -120,6 +120,8 @@ class Trainer:
             "source_fraction": sum(row["source_fraction"] for row in self.history) / len(self.history),
             "skipped": self._skipped(),
         }
+        files.save_summary(self.output / files.SUMMARY, summary)
+        return summary
 
     def _epoch(self, bar: tqdm, log: Log) -> None:
         """Run the rest of the epoch that `step` is in."""
