@@ -1,0 +1,1 @@
+"""`stochca sweep`: the same fine-tuning in several settings, each over several seeds."""
