@@ -1,0 +1,112 @@
+"""Loaders of batches, by timm's `create_loader`, with an order of our own and for several processes."""
+
+import signal
+from typing import Any
+
+import torch
+from timm.data import create_loader
+
+from stochca.data.augmentation import check_color_jitter, squash_and_crop
+from stochca.data.images import Images
+from stochca.data.samplers import EpochSampler
+
+
+def make_loader(
+    images: Images,
+    data_config: dict[str, Any],
+    batch_size: int,
+    *,
+    device: torch.device,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    **augmentation: Any,
+) -> tuple[Any, EpochSampler | None]:
+    """The loader of one process.
+
+    In training W processes with batches of B see the images, and the augmentation of each, of one process
+    with batches of W * B, and equally many batches. In evaluation process r reads the images r, r + W, ...:
+    each image is read once, and processes may have unequally many, or none.
+
+    Args:
+        images: The dataset.
+        data_config: Of timm's `resolve_data_config`.
+        batch_size: Images per batch of a process. In training the last, incomplete batch of an epoch is left
+            out.
+        device: Where the batches go.
+        workers: Processes that load images, for each that trains.
+        rank: Of this process.
+        world_size: Processes that train or evaluate together.
+        augmentation: Goes to `create_loader`; `train_crop_mode` may be "squash" as well.
+
+    Returns:
+        The loader, and in training its sampler.
+
+    Raises:
+        ValueError: Too few images for one batch of each process, or an augmentation that does not fit.
+    """
+    if not images.is_training:
+        loader = timm_loader(images, data_config, batch_size, device=device, workers=workers)
+        set_order(loader, range(rank, len(images), world_size), images.seed)
+        return loader, None
+    if len(images) < world_size * batch_size:
+        processes = f" in each of {world_size} processes" if world_size > 1 else ""
+        raise ValueError(
+            f"--batch-size is {batch_size}{processes}, but there are only {len(images)} training images"
+        )
+    loader = timm_loader(images, data_config, batch_size, device=device, workers=workers, **augmentation)
+    sampler = EpochSampler(len(images), images.seed, batch_size, rank, world_size)
+    set_order(loader, sampler, images.seed)
+    return loader, sampler
+
+
+def timm_loader(
+    dataset: Any,
+    data_config: dict[str, Any],
+    batch_size: int,
+    *,
+    device: torch.device,
+    workers: int,
+    train_crop_mode: str | None = None,
+    **augmentation: Any,
+) -> Any:
+    """The loader of timm for a dataset that says whether it `is_training`; arguments as of `make_loader`."""
+    check_color_jitter(augmentation.get("color_jitter"))
+    is_squashed = train_crop_mode == "squash"
+    loader = create_loader(
+        dataset,
+        batch_size=batch_size,
+        is_training=dataset.is_training,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        device=device,
+        # timm's prefetcher erases on the device, ahead of the step, with the global generator.
+        use_prefetcher=not augmentation.get("reprob"),
+        worker_seeding=_outlive_signals,
+        train_crop_mode=None if is_squashed else train_crop_mode,
+        **{
+            key: data_config[key]
+            for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+        },
+        **{"re_prob" if key == "reprob" else key: value for key, value in augmentation.items()},
+    )
+    if is_squashed and not augmentation.get("no_aug"):
+        squash_and_crop(dataset.transform, data_config)
+    return loader
+
+
+def set_order(loader: Any, order: Any, seed: int) -> None:
+    """Let a loader of timm read the positions of `order`, a sampler, and leave the global generator alone."""
+    data_loader = getattr(loader, "loader", loader)  # within the prefetcher
+    # A private generator: iterating must not advance the global one, from which dropout draws.
+    data_loader.generator = torch.Generator().manual_seed(seed)
+    data_loader.batch_sampler.sampler = order
+
+
+def _outlive_signals(worker_info: Any) -> int:
+    """Called in each worker: a signal that the whole process group gets is for the main process to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The first one alone: at the end of a run, torch ends workers that hang by the same signal.
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    return worker_info.seed
