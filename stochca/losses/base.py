@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from stochca.model import StepOutputs, StochCA
@@ -30,7 +31,8 @@ class Companion(nn.Module):
         name: By which options name it.
         taps: After how many blocks it reads the tokens of both models, see `StochCA.forward_step`.
         reads_source_logits: Whether it reads the logits of the source, which then has its pretrained head.
-        fits_source_logits: Whether `fit` is to be called before the first step.
+        fits_source_logits: Whether `fit` is to be called before the first step of a run, not where a state
+            dict is loaded. The source has its pretrained head then, too.
         lr_mult: Factor on the learning rate of its own parameters.
     """
 
@@ -41,7 +43,7 @@ class Companion(nn.Module):
     lr_mult: float = 1.0
 
     def forward(self, step: Step) -> Tensor:
-        """The term, a scalar in float32 that includes its weight."""
+        """The term, a scalar in float32 (float64 for a model in it) that includes its weight."""
         raise NotImplementedError
 
     def fit(self, source_logits: Tensor, labels: Tensor) -> None:
@@ -51,3 +53,8 @@ class Companion(nn.Module):
             source_logits: Of all training images without augmentation, `[n, classes of the source]`.
             labels: Their classes `[n]`.
         """
+
+
+def exact(x: Tensor) -> Tensor:
+    """The tensor in float32, in which terms are computed; float64 stays what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
