@@ -10,6 +10,7 @@ from stochca.data.images import NO_TARGET, Images
 from stochca.data.loader import make_loader
 from stochca.data.opening import check_classes, number_of_classes, open_images
 from stochca.data.samplers import DomainSampler, EpochSampler
+from stochca.data.streams import ImageStream, StreamOrder
 from stochca.data.subset import subset_per_class
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "DomainImages",
     "DomainSampler",
     "EpochSampler",
+    "ImageStream",
     "Images",
+    "StreamOrder",
     "check_auto_augment",
     "check_classes",
     "make_domain_loader",

@@ -146,6 +146,7 @@ def _domain_folders(root: Path) -> list[str]:
 
 def _open_domain(root: Path, name: str, seed: int) -> Images:
     images = open_images(str(root / name), "", "", is_training=False, seed=seed)
+    assert isinstance(images, Images)  # a folder is no stream
     folders = folders_in(root / name)
     if empty := [folder for folder in folders if folder not in (images.classes or [])]:
         raise ValueError(f"domain {name} in {root} has no images in its class folders {listed(empty)}")

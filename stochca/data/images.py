@@ -14,7 +14,7 @@ from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
 # What Pillow raises on a damaged file.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -117,7 +117,7 @@ class Images(Dataset):
             reason = "it was readable at a second attempt"
             try:
                 self._read(index)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 reason = str(error) or type(error).__name__
             raise ValueError(
                 f"cannot read image {self.name(index)}: {reason}. --skip-corrupt leaves such images out"
@@ -132,7 +132,7 @@ class Images(Dataset):
             candidate %= len(self)
             try:
                 return self._read(candidate)
-            except _UNREADABLE:
+            except UNREADABLE:
                 self.unreadable[candidate] = True
                 if not self.is_training:
                     return Image.new("RGB", (32, 32)), NO_TARGET

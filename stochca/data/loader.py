@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 from timm.data import create_loader
+from torch.utils.data import IterableDataset
 
 from stochca.data.augmentation import check_color_jitter, squash_and_crop
 from stochca.data.images import Images
 from stochca.data.samplers import EpochSampler
+from stochca.data.streams import ImageStream, StreamLoader, StreamOrder
 
 
 def make_loader(
-    images: Images,
+    images: Images | ImageStream,
     data_config: dict[str, Any],
     batch_size: int,
     *,
@@ -21,12 +23,15 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     **augmentation: Any,
-) -> tuple[Any, EpochSampler | None]:
+) -> tuple[Any, EpochSampler | StreamOrder | None]:
     """The loader of one process.
 
     In training W processes with batches of B see the images, and the augmentation of each, of one process
     with batches of W * B, and equally many batches. In evaluation process r reads the images r, r + W, ...:
     each image is read once, and processes may have unequally many, or none.
+
+    The shards of a stream are dealt out to processes and their workers: what a process sees depends on the
+    number of both, and a run must be resumed with the same.
 
     Args:
         images: The dataset.
@@ -45,6 +50,13 @@ def make_loader(
     Raises:
         ValueError: Too few images for one batch of each process, or an augmentation that does not fit.
     """
+    if isinstance(images, ImageStream):
+        images.set_share(batch_size, workers, rank, world_size)
+        given = augmentation if images.is_training else {}
+        loader = timm_loader(images, data_config, batch_size, device=device, workers=workers, **given)
+        set_generator(loader, images.seed)
+        order = StreamOrder(world_size * batch_size)
+        return StreamLoader(loader, order), order if images.is_training else None
     if not images.is_training:
         loader = timm_loader(images, data_config, batch_size, device=device, workers=workers)
         set_order(loader, range(rank, len(images), world_size), images.seed)
@@ -78,7 +90,8 @@ def timm_loader(
         batch_size=batch_size,
         is_training=dataset.is_training,
         num_workers=workers,
-        persistent_workers=workers > 0,
+        # A stream begins anew, and its workers get new seeds.
+        persistent_workers=workers > 0 and not isinstance(dataset, IterableDataset),
         pin_memory=device.type == "cuda",
         device=device,
         # timm's prefetcher erases on the device, ahead of the step, with the global generator.
@@ -98,10 +111,14 @@ def timm_loader(
 
 def set_order(loader: Any, order: Any, seed: int) -> None:
     """Let a loader of timm read the positions of `order`, a sampler, and leave the global generator alone."""
+    set_generator(loader, seed)
+    getattr(loader, "loader", loader).batch_sampler.sampler = order
+
+
+def set_generator(loader: Any, seed: int) -> None:
+    """Give a loader of timm a generator of its own: the global one, of dropout, must not advance."""
     data_loader = getattr(loader, "loader", loader)  # within the prefetcher
-    # A private generator: iterating must not advance the global one, from which dropout draws.
     data_loader.generator = torch.Generator().manual_seed(seed)
-    data_loader.batch_sampler.sampler = order
 
 
 def _outlive_signals(worker_info: Any) -> int:

@@ -6,8 +6,7 @@ from timm.data import create_dataset
 
 from stochca.data.folders import contents, is_archive
 from stochca.data.images import Images
-
-_STREAMS = ("hfids/", "tfds/", "wds/")
+from stochca.data.streams import STREAMS, ImageStream, open_stream
 
 
 def open_images(
@@ -18,7 +17,8 @@ def open_images(
     is_training: bool,
     seed: int = 0,
     download: bool = False,
-) -> Images:
+    num_samples: int | None = None,
+) -> Images | ImageStream:
     """Open one split of a dataset.
 
     Args:
@@ -29,20 +29,27 @@ def open_images(
         is_training: Open it for training.
         seed: Of the augmentation.
         download: Download it where timm supports that.
+        num_samples: Images of a stream (hfids/..., tfds/..., wds/...) whose own information does not say it.
 
     Raises:
         FileNotFoundError: The folder, or the split in it, is missing.
-        ValueError: No images, no class folders, or a dataset that is not known or cannot be read by index.
+        ValueError: No images, no class folders, or a dataset that is not known.
     """
-    if dataset.lower().startswith(_STREAMS):
-        raise ValueError(
-            f"--dataset {dataset} is a stream; a run that can be resumed at any step needs a dataset that is "
-            "read by index: an image folder, a tar file, torch/... or hfds/..."
+    if dataset.lower().startswith(STREAMS):
+        return open_stream(
+            data_dir,
+            dataset,
+            split,
+            is_training=is_training,
+            seed=seed,
+            download=download,
+            num_samples=num_samples,
         )
     if dataset.lower() not in ("", "tar") and not dataset.lower().startswith(("torch/", "hfds/")):
         # timm reads the folder whatever the name is.
         raise ValueError(
-            f"--dataset must be torch/..., hfds/..., or empty for a folder or a tar file, got {dataset}"
+            "--dataset must be torch/..., hfds/..., hfids/..., tfds/..., wds/..., "
+            f"or empty for a folder or a tar file, got {dataset}"
         )
     is_folder = dataset.lower() in ("", "tar", "torch/folder", "torch/image_folder")
     if not data_dir and not dataset.lower().startswith("hfds/"):
@@ -87,7 +94,7 @@ def check_classes(wanted: list[str] | None, came: list[str] | None, where: str, 
     )
 
 
-def number_of_classes(images: Images, num_classes: int | None) -> int:
+def number_of_classes(images: Images | ImageStream, num_classes: int | None) -> int:
     """The dataset's number of classes, or the one given; a ValueError if they differ or neither is known."""
     if images.classes is None:
         if num_classes is None:

@@ -3,9 +3,10 @@
 import numpy as np
 
 from stochca.data.images import Images
+from stochca.data.streams import ImageStream
 
 
-def subset_per_class(images: Images, share: float, seed: int) -> Images:
+def subset_per_class(images: Images | ImageStream, share: float, seed: int) -> Images:
     """Keep `int(n * share)` random images of each class of n.
 
     The choice depends on the seed and on the dataset alone, and a smaller share is part of a larger one.
@@ -21,7 +22,7 @@ def subset_per_class(images: Images, share: float, seed: int) -> Images:
     """
     if not 0 < share <= 1:
         raise ValueError(f"--train-subset must be above 0 and at most 1, got {share}")
-    if not isinstance(images, Images):
+    if isinstance(images, ImageStream):
         raise ValueError("--train-subset needs a dataset that is read by index; this one is a stream")
     targets = images.targets()
     names = images.classes or [str(target) for target in range(int(targets.max()) + 1)]

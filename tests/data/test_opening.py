@@ -68,12 +68,6 @@ def test_a_file_that_is_no_dataset_is_refused(tmp_path):
         open_images(str(tmp_path / "list.txt"), "", "train", is_training=True)
 
 
-@pytest.mark.parametrize("dataset", ["wds/shards", "tfds/cifar10", "hfids/cifar10"])
-def test_streams_are_refused(dataset):
-    with pytest.raises(ValueError, match=f"{dataset} is a stream"):
-        open_images("anywhere", dataset, "train", is_training=True)
-
-
 @pytest.mark.parametrize("dataset", ["foo/bar", "image_folder", "torch", "tor/cifar10"])
 def test_a_name_that_timm_would_ignore_is_refused(folder, dataset):
     with pytest.raises(ValueError, match=f"--dataset must be .*, got {dataset}"):
