@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ class Setting:
     """
 
     name: str
-    changes: dict[str, Any]
-    options: FinetuneOptions
+    changes: dict[str, Any] = field(hash=False)
+    options: FinetuneOptions = field(hash=False)
 
     @property
     def p(self) -> float | None:
