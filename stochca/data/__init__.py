@@ -7,6 +7,7 @@ of workers or processes, nor on where a run was interrupted.
 from stochca.data.augmentation import check_auto_augment
 from stochca.data.domains import DomainImages, make_domain_loader, open_domains
 from stochca.data.images import NO_TARGET, Images
+from stochca.data.layouts import LAYOUTS, check_layout
 from stochca.data.loader import make_loader
 from stochca.data.opening import check_classes, number_of_classes, open_images
 from stochca.data.samplers import DomainSampler, EpochSampler
@@ -14,6 +15,7 @@ from stochca.data.streams import ImageStream, StreamOrder
 from stochca.data.subset import subset_per_class
 
 __all__ = [
+    "LAYOUTS",
     "NO_TARGET",
     "DomainImages",
     "DomainSampler",
@@ -23,6 +25,7 @@ __all__ = [
     "StreamOrder",
     "check_auto_augment",
     "check_classes",
+    "check_layout",
     "make_domain_loader",
     "make_loader",
     "number_of_classes",
