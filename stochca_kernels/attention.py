@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stochca_kernels.checks import check_coin, check_inputs, check_packed
-from stochca_kernels.dispatch import HAS_TRITON, Impl, fuses_projection, has_token_kernels, select_impl
+from stochca_kernels.dispatch import HAS_TRITON, Impl, Kind, fuses_projection, has_token_kernels, select_impl
 from stochca_kernels.projection import KV, Projection, pair_of, project, unpack, zero_where
 from stochca_kernels.reference import attention_reference
 from stochca_kernels.sdpa import attention_sdpa
@@ -108,8 +108,8 @@ def stochca_attention(
     check_inputs(q, kv, source_kv, use_source, source_q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if impl == "auto":
-        few_rows = _few_rows(q, kv, source_kv, use_source, source_q)
-        impl = select_impl(q.device, q.dtype, q.shape[3], _length(kv, source_kv, use_source), few_rows)[0]
+        kind = _kind(q, kv, source_kv, use_source, source_q)
+        impl = select_impl(q.device, q.dtype, q.shape[3], _length(kv, source_kv, use_source), kind)[0]
 
     unused: list[Tensor] = []
     if packed is None and (use_source is True or impl == "reference"):  # which takes the samples one by one
@@ -171,6 +171,18 @@ def _few_rows(
     read = [] if use_source is True else [kv]
     read += [] if use_source is False else [source_kv]
     return source_q is None and q.shape[2] < q.shape[3] and all(isinstance(side, Projection) for side in read)
+
+
+def _kind(
+    q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, source_q: Tensor | Projection | None
+) -> Kind:
+    """What the choice of an implementation depends on."""
+    if _few_rows(q, kv, source_kv, use_source, source_q):
+        return "few rows"
+    own = [] if use_source is True else [t for t in kv or () if t is not None]
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (q, *own)):
+        return "attention without gradient"
+    return "self-attention" if any(t.requires_grad for t in own) else "cross-attention"
 
 
 def _length(kv: KV, source_kv: KV, use_source: bool | Tensor) -> int:

@@ -12,6 +12,7 @@ from stochca_kernels.backward_joint import has_joint_backward, launch_joint_back
 from stochca_kernels.launch import empty_token_major, launch_largest, stride_unit, with_unit_stride
 from stochca_kernels.primitives import (
     LOG2_E,
+    dot,
     dot_rows,
     head_base,
     load_parts,
@@ -138,10 +139,10 @@ def _dkdv_tile(
     # [BLOCK_N, ROWS], transposed so that both products below take it as it is
     logits = dot_rows(k, q, PRECISION) * (scale * LOG2_E)
     probs = tl.exp2(logits - lse[None, :])
-    dv = tl.dot(probs.to(grad.dtype), grad, dv, input_precision=PRECISION)
+    dv = dot(probs.to(grad.dtype), grad, dv, PRECISION)
     dprobs = dot_rows(v, grad, PRECISION)
     dlogits = probs * (dprobs - delta[None, :])
-    dk = tl.dot(dlogits.to(q.dtype), q, dk, input_precision=PRECISION)
+    dk = dot(dlogits.to(q.dtype), q, dk, PRECISION)
     return dk, dv
 
 

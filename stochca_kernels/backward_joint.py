@@ -11,6 +11,7 @@ from torch import Tensor
 from stochca_kernels.launch import launch_largest, stride_unit
 from stochca_kernels.primitives import (
     LOG2_E,
+    dot,
     append,
     dot_rows,
     head_base,
@@ -106,11 +107,11 @@ def _add_block(q, grad, lse, delta, keys, values, dk, dv, len_kv, scale, PRECISI
             # After exp2, not before: a masked key may overflow it, and inf * 0 would be NaN.
             probs = tl.where((start + tl.arange(0, keys[i].shape[0]))[:, None] < len_kv, probs, 0.0)
         # [rows of the part, BLOCK_D]
-        part_dv = tl.dot(probs.to(grad.dtype), grad, dv[i], input_precision=PRECISION)
+        part_dv = dot(probs.to(grad.dtype), grad, dv[i], PRECISION)
         dprobs = dot_rows(values[i], grad, PRECISION)
         dlogits = (probs * (dprobs - delta[None, :])).to(q.dtype)
-        part_dk = tl.dot(dlogits, q, dk[i], input_precision=PRECISION)
-        dq = tl.dot(tl.trans(keys[i]), dlogits, dq, input_precision=PRECISION)
+        part_dk = dot(dlogits, q, dk[i], PRECISION)
+        dq = dot(tl.trans(keys[i]), dlogits, dq, PRECISION)
         new_dk = append(new_dk, part_dk)
         new_dv = append(new_dv, part_dv)
         start += keys[i].shape[0]

@@ -33,9 +33,19 @@ class Winner(NamedTuple):
     origin: str
 
 
+Kind = Literal["self-attention", "cross-attention", "attention without gradient", "few rows"]
+"""What "auto" chooses by: whose gradient follows, of queries, keys and values, of queries alone, or none; and
+fewer queries than D that ask a `Projection`. A coin per sample counts as self-attention."""
+
+_H100 = "NVIDIA H100 80GB HBM3, commit 1a6b81f"
 # (kind of call, GPU, most keys): the first row that fits is used. GPU "any" stands for all.
 _WINNERS: tuple[tuple[str, str, int | None, Winner], ...] = (
-    ("attention", "any", None, Winner("triton", "predicted")),
+    ("self-attention", "sm_90", 256, Winner("triton", _H100)),
+    ("self-attention", "sm_90", None, Winner("sdpa", _H100)),
+    ("attention without gradient", "sm_90", None, Winner("sdpa", _H100)),
+    ("self-attention", "any", None, Winner("triton", "predicted")),
+    ("cross-attention", "any", None, Winner("triton", "predicted")),
+    ("attention without gradient", "any", None, Winner("triton", "predicted")),
     ("few rows", "any", None, Winner("triton", "predicted")),
     # A program per head reads the tokens once per head from the L2 cache, a GEMM once per tile.
     ("full rows of a projection", "any", None, Winner("gemm", "predicted")),
@@ -46,8 +56,8 @@ def winner(kind: str, gpu: str, length: int) -> Winner:
     """Look up what is fastest.
 
     Args:
-        kind: "attention" over pairs: "triton" or "sdpa". "few rows" asking a `Projection`: the same.
-            "full rows of a projection": "fused", or "gemm" and attention over what it wrote.
+        kind: A `Kind`, whose choices are "triton" and "sdpa"; or "full rows of a projection": "fused", or
+            "gemm" and attention over what it wrote.
         gpu: As in `tiles.gpu_of`.
         length: Number of keys.
     """
@@ -58,7 +68,11 @@ def winner(kind: str, gpu: str, length: int) -> Winner:
 
 
 def select_impl(
-    device: torch.device, dtype: torch.dtype, head_dim: int, length: int = 197, few_rows: bool = False
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    length: int = 197,
+    kind: Kind = "self-attention",
 ) -> tuple[Impl, str]:
     """Say which implementation "auto" runs, and why.
 
@@ -67,7 +81,7 @@ def select_impl(
         dtype: Their dtype.
         head_dim: D.
         length: Number of keys.
-        few_rows: Fewer queries than D ask a `Projection`.
+        kind: Of the call.
 
     Returns:
         The implementation, and the reason in words.
@@ -88,8 +102,9 @@ def select_impl(
         return "sdpa", f"the Triton kernels are selected for 16-bit inputs alone, the dtype is {dtype}"
     if not is_head_size(head_dim):
         return "sdpa", f"the Triton kernels take head sizes 16 to 128 in steps of 8, got {head_dim}"
-    choice, origin = winner("few rows" if few_rows else "attention", _gpu_of(device), length)
-    reason = f"{choice} is {origin} to be the fastest on {device}, compute capability {capability}"
+    choice, origin = winner(kind, _gpu_of(device), length)
+    how = "predicted" if origin == "predicted" else f"measured ({origin})"
+    reason = f"{choice} is {how} to be the fastest in {kind} on {device}, compute capability {capability}"
     return ("triton" if choice == "triton" else "sdpa"), reason
 
 

@@ -222,7 +222,7 @@ def test_winners_are_chosen_by_length():
     assert choose_winners(kind, [case(197, 3, None)], ORIGIN) == [(208, triton)]
     assert choose_winners(kind, [{"shape": {"length": 197}, "reason": "failed"}], ORIGIN) == []
     line = format_winner(kind.name, "sm_90", 272, triton)
-    assert eval(f"[{line}]") == [("attention", "sm_90", 272, triton)]
+    assert eval(f"[{line}]") == [("self-attention", "sm_90", 272, triton)]
 
 
 def test_kinds_are_those_of_the_table():
@@ -268,7 +268,7 @@ def test_rows_and_winners_are_printed_and_recorded(monkeypatch, tmp_path, capsys
     for line in (*result["rows"], *result["winners"]):
         assert line in printed
     rows = eval("[" + "\n".join(result["winners"]) + "]")
-    assert [row[:3] for row in rows] == [("attention", "sm_90", 208), ("few rows", "sm_90", 208)]
+    assert [row[:3] for row in rows] == [(kind.name, "sm_90", 208) for kind in KINDS[:2]]
     assert "Not a clean checkout" in printed
     recorded = json.loads(path.read_text())
     assert recorded["rows"] == result["rows"]

@@ -4,6 +4,7 @@
 """
 
 import copy
+import gc
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -191,6 +192,8 @@ class GraphedStep(TrainingStep):
         return logits, torch.autograd.grad(loss, self.parameters)
 
     def _capture(self) -> None:
+        # A graph of autograd that is still alive ties parameters to the stream on which it was made.
+        gc.collect()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -9,7 +9,15 @@ from unittest import mock
 from bench.kernels.floors import Ceilings
 from bench.kernels.measure import Case, measure
 from bench.kernels.measure import Settings as CaseSettings
-from bench.kernels.paths import CLASS_ROW_CROSS, CLASS_ROW_SELF, CROSS, PROJECTION_WITH_SOURCE, SELF, Path
+from bench.kernels.paths import (
+    CLASS_ROW_CROSS,
+    CLASS_ROW_SELF,
+    CROSS,
+    PROJECTION_WITH_SOURCE,
+    SELF,
+    Pass,
+    Path,
+)
 from bench.kernels.providers import Provider
 from bench.kernels.shapes import MAIN
 from bench.tune.timing import Settings
@@ -18,11 +26,12 @@ from stochca_kernels.dispatch import Winner
 
 
 class Kind(NamedTuple):
-    """One kind of call: its name in the table, its paths, and who competes on each."""
+    """One kind of call: its name in the table, its paths, who competes on each, and in which pass."""
 
     name: str
     paths: tuple[Path, ...]
     competitors: Mapping[str, Any]
+    which: Pass = "forward+backward"
 
 
 def _implementation(name: Any) -> Any:
@@ -31,7 +40,9 @@ def _implementation(name: Any) -> Any:
 
 _EITHER = {"triton": _implementation("triton"), "sdpa": _implementation("sdpa")}
 KINDS = (
-    Kind("attention", (SELF, CROSS), _EITHER),
+    Kind("self-attention", (SELF,), _EITHER),
+    Kind("cross-attention", (CROSS,), _EITHER),
+    Kind("attention without gradient", (SELF,), _EITHER, "forward"),
     Kind("few rows", (CLASS_ROW_SELF, CLASS_ROW_CROSS), _EITHER),
     Kind(
         "full rows of a projection",
@@ -57,7 +68,7 @@ def bound_of(length: int) -> int | None:
 
 
 def time_kind(kind: Kind, settings: Settings) -> Iterator[dict[str, Any]]:
-    """Time everybody who competes, forward and backward, at every shape; each is checked first."""
+    """Time everybody who competes at every shape; each is checked first."""
     # No floor is asked for: these only say how many inputs are needed.
     ceilings = Ceilings(copy_bytes_per_s=4e12, matmul_flops_per_s=5e14)
     measured = CaseSettings(settings.device, settings.dtype, settings.rounds, ceilings)
@@ -65,7 +76,7 @@ def time_kind(kind: Kind, settings: Settings) -> Iterator[dict[str, Any]]:
         competitors = [Provider(name, run(path)) for name, run in kind.competitors.items()]
         for shape in MAIN:
             if shape in path.shapes:
-                yield measure(Case(path, "forward+backward", shape), competitors, measured)
+                yield measure(Case(path, kind.which, shape), competitors, measured)
 
 
 def choose_winners(

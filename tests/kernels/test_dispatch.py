@@ -10,6 +10,7 @@ from triton.runtime.errors import OutOfResources
 import stochca_kernels
 from stochca_kernels import (
     Projection,
+    attention,
     backward,
     backward_joint,
     dispatch,
@@ -263,6 +264,40 @@ def test_winners_name_where_they_come_from():
     for _, _, _, winner in dispatch._WINNERS:
         assert winner.choice in ("triton", "sdpa", "fused", "gemm")
         assert winner.origin == "predicted" or "commit" in winner.origin
-    assert dispatch.winner("attention", "sm_90", 197).choice == "triton"
+    assert dispatch.winner("cross-attention", "sm_80", 197).choice == "triton"
     with pytest.raises(KeyError):
         dispatch.winner("anything else", "sm_90", 197)
+
+
+KINDS = {
+    "self-attention": lambda x, own: stochca_attention(x.q, own, None, False),
+    "self-attention of a packed projection": lambda x, own: stochca_attention(
+        torch.stack([t.transpose(1, 2) for t in (x.q, *own)], 2), None, None, False
+    ),
+    "coins": lambda x, own: stochca_attention(x.q, own, x.source_kv, torch.tensor([False, True])),
+    "cross-attention": lambda x, own: stochca_attention(x.q, own, x.source_kv, True),
+    "cross-attention beside a constant": lambda x, own: stochca_attention(x.q, x.source_kv, None, False),
+    "attention without gradient": lambda x, own: stochca_attention(x.q.detach(), x.source_kv, None, False),
+    "few rows": lambda x, own: stochca_attention(
+        x.q[:, :, :1], None, Projection(torch.ones(2, 5, 8), torch.ones(64, 8)), True
+    ),
+}
+
+
+@pytest.mark.parametrize("call", KINDS)
+def test_auto_asks_by_whose_gradient_follows(call, monkeypatch):
+    asked = []
+
+    def select(device, dtype, head_dim, length, kind):
+        asked.append(kind)
+        return "reference", ""
+
+    monkeypatch.setattr(attention, "select_impl", select)
+    x = make_inputs(2, 2, 5, 5, 5, 16)
+    own = tuple(t.clone().requires_grad_() for t in x.kv)
+    KINDS[call](x._replace(q=x.q.clone().requires_grad_()), own)
+    kinds = {"coins": "self-attention", "self-attention of a packed projection": "self-attention"}
+    assert asked == [kinds.get(call, call.removesuffix(" beside a constant"))]
+    with torch.no_grad():
+        KINDS[call](x, own)
+    assert asked[1] == ("few rows" if call == "few rows" else "attention without gradient")
