@@ -11,8 +11,8 @@ from torch import Tensor
 from stochca_kernels.launch import launch_largest, stride_unit
 from stochca_kernels.primitives import (
     LOG2_E,
-    dot,
     append,
+    dot,
     dot_rows,
     head_base,
     load_parts,
