@@ -1,5 +1,6 @@
 """The plot of a sweep: accuracy over p, and beside it the settings that are no number."""
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +28,15 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "stochca",
 }
 
-# Inches, and characters of a label that fit into one.
+# Inches.
 WIDTH, HEIGHT = 7.2, 4.2
-CHARACTERS = 13
 
-# Labels whose words do not fit beside each other stand upright, in lines of so many characters.
+# Characters of a line of a label, and lines above each other, that fit into an inch.
+CHARACTERS, LINES = 13, 6
+
+# Labels that do not fit beside each other in so many lines stand upright, in lines of so many characters.
+MOST_LINES = 5
 UPRIGHT_LINE = 26
-UPRIGHT_INCHES = 1.2
 
 
 def draw(rows: Sequence[Row], metric: Metric, kind: Spread, output: Path) -> list[Path]:
@@ -90,16 +93,23 @@ def _others(axes: Axes, rows: Sequence[Row], metric: Metric, width: float) -> No
     """A labelled point for each, in a panel of some inches."""
     _points(axes, range(len(rows)), rows, metric, ORANGE, 0.12)
     names = [row.name.replace(",", ", ") for row in rows]
-    characters = int(width / len(rows) * CHARACTERS)
-    is_upright = characters < max(len(word) for name in names for word in name.split())
-    line = UPRIGHT_LINE if is_upright else characters
+    space = width / len(rows)
+    line = int(space * CHARACTERS)
+    longest_word = max(len(word) for name in names for word in name.split())
+    is_upright = line < longest_word or _most_lines(names, line) > MOST_LINES
+    if is_upright:
+        most = max(1, int(space * LINES))
+        line = next(n for n in itertools.count(UPRIGHT_LINE) if _most_lines(names, n) <= most)
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.set_figheight(HEIGHT - 0.8 + min(line, max(map(len, names))) / CHARACTERS)
     labels = [textwrap.fill(name, line) for name in names]
     axes.set_xticks(range(len(rows)), labels, fontsize=9, rotation=90 if is_upright else 0)
     axes.set_xlim(-0.5, len(rows) - 0.5)
-    if is_upright:
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-        figure.set_figheight(HEIGHT + UPRIGHT_INCHES)
+
+
+def _most_lines(names: Sequence[str], line: int) -> int:
+    return max(len(textwrap.wrap(name, line)) for name in names)
 
 
 def _points(

@@ -62,10 +62,12 @@ def test_every_setting_runs_with_every_seed_on_top_of_the_base(make_options):
 
 def test_the_options_of_a_finished_run_serve_as_base(make_options, tmp_path):
     path = tmp_path / "config.yaml"
-    run = FinetuneOptions(lr=0.5, epochs=7, seed=9, output="elsewhere")
+    run = FinetuneOptions(lr=0.5, epochs=7, seed=9, output="elsewhere", resume="elsewhere")
     path.write_text(yaml.safe_dump(dataclasses.asdict(run)))
     first, *_ = make_plan(make_options(base_config=str(path), base={"epochs": 8}, seeds=[3])).runs()
-    assert first.options == dataclasses.replace(run, epochs=8, p=0.0, seed=3, output=str(first.folder))
+    assert first.options == dataclasses.replace(
+        run, epochs=8, p=0.0, seed=3, output=str(first.folder), resume=None
+    )
 
 
 @pytest.mark.parametrize(

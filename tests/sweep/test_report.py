@@ -165,8 +165,9 @@ def test_the_plot_shows_means_spreads_and_seeds(finished, tmp_path, monkeypatch)
         ["mix", "sum", "concat"],
         ["p_schedule=0.5,0.3,0.1", "p=0,0,0,0,0,0,0.3,0.3,0.3,0.3,0.3,0.3", "mix", "sum", "concat"],
         [f"losses=miro(weight({weight}))" for weight in range(9)],
+        ["p=" + ",".join(["0.3"] * 19), "mix", "sum", "concat", "p=" + ",".join(["0.5"] * 19)],
     ],
-    ids=["modes", "lists", "many"],
+    ids=["modes", "lists", "many", "long"],
 )
 def test_labels_of_the_plot_do_not_overlap(names, tmp_path, monkeypatch):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -188,6 +189,7 @@ def test_labels_of_the_plot_do_not_overlap(names, tmp_path, monkeypatch):
     renderer = canvas.get_renderer()
     texts = [figures[0]._suptitle]
     for axes in figures[0].axes:
+        assert axes.get_position().height > 0.4
         low, high = axes.get_xlim()
         ticks = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
         texts += [*ticks, axes.xaxis.label, axes.yaxis.label]

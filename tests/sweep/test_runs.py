@@ -152,6 +152,8 @@ def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(swept, make_options):
     runs = [output / "p=0.5" / f"seed-{seed}" for seed in (0, 1)]
     wait_until(lambda: any((run / "trainer_state.pt").is_file() for run in runs), process)
     children = children_of(process)
+    # A signal to the group of the sweep comes to them from the sweep alone.
+    assert [os.getpgid(child) for child in children] == children
     assert len(children) == 2
     process.kill()
     process.communicate()
