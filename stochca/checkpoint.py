@@ -25,11 +25,12 @@ from torch import nn
 STATE = "trainer_state.pt"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
+SWAD = "swad.safetensors"
 METRICS = "metrics.csv"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -136,18 +137,48 @@ def load_weights(path: Path, model: nn.Module, name: str) -> None:
 
 def load_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], complaint: str) -> None:
     """`model.load_state_dict`, with an error that names what was wanted and what came."""
+    check_state_dict(model, state_dict, complaint)
+    model.load_state_dict(state_dict)
+
+
+def check_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], complaint: str) -> None:
+    """Raise a ValueError that names what was wanted and what came where names or shapes differ."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     came = {key: tuple(value.shape) for key, value in state_dict.items()}
     if wanted != came:
         keys = [key for key in sorted({**wanted, **came}) if wanted.get(key) != came.get(key)]
         shown = ", ".join(f"{key} wanted {wanted.get(key)}, got {came.get(key)}" for key in keys[:3])
         raise ValueError(f"{complaint}: {len(keys)} tensors differ: {shown}{', ...' * (len(keys) > 3)}")
-    model.load_state_dict(state_dict)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write the trainer's state."""
     write_atomically(path, lambda file: torch.save({"format": STATE_FORMAT, **state}, file))
+
+
+def save_run(output: Path, state: dict[str, Any], best_step: int | None, metadata: dict[str, Any]) -> None:
+    """Write the state of a run, and then what is derived from it.
+
+    Args:
+        output: Folder of the run.
+        state: With the entries `step`, `model`, `average` (None without one) and `history`.
+        best_step: The step of the best evaluation, None before the first.
+        metadata: Of the weights.
+    """
+    save_state(output / STATE, state)
+    save_derived(output, state, best_step, metadata)
+
+
+def save_derived(
+    output: Path, state: dict[str, Any], best_step: int | None, metadata: dict[str, Any]
+) -> None:
+    """Write the weights, the best ones if these are, and the metrics; arguments as of `save_run`."""
+    weights = state["average"] or state["model"]
+    save_weights(output / LAST, weights, metadata)
+    if best_step == state["step"]:
+        save_weights(output / BEST, weights, metadata)
+    if state["history"]:
+        save_metrics(output / METRICS, state["history"])
 
 
 def load_state(path: Path) -> dict[str, Any]:

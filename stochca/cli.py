@@ -142,7 +142,7 @@ def _info(options: InfoOptions) -> int:
 
     import torch
 
-    from stochca.evaluation import resolve_device
+    from stochca.distributed import resolve_device
     from stochca_kernels.dispatch import select_impl
 
     def version_of(package: str) -> str:

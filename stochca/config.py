@@ -90,17 +90,39 @@ class DatasetOptions:
     dataset: str = _option("", "dataset as timm names it, as torch/cifar10; an image folder if empty", "-d")
     dataset_download: bool = _option(False, "download the dataset where timm supports it")
     val_split: str = _option("validation", "split to evaluate on; '' for the classes in --data-dir itself")
-    batch_size: int = _option(32, "images per step and accumulation", "-b")
+    val_num_samples: int | None = _option(
+        None, "images of --val-split, of a streamed dataset that does not say it"
+    )
+
+
+@dataclass(kw_only=True)
+class BatchOptions:
+    """Batches."""
+
+    batch_size: int = _option(32, "images per step, accumulation and process", "-b")
     skip_corrupt: bool = _option(False, "leave out unreadable images and report them, instead of stopping")
 
 
 @dataclass(kw_only=True)
 class TrainDataOptions:
-    """Training images, and how they are prepared."""
+    """Training images."""
 
     train_split: str = _option("train", "split to train on")
+    train_num_samples: int | None = _option(
+        None, "images of --train-split, of a streamed dataset that does not say it"
+    )
+    test_split: str | None = _option(None, "split on which the best checkpoint is evaluated once, at the end")
+    layout: str | None = _option(
+        None, "check that --data-dir looks as one of docs/datasets.md: cub, cars, ..."
+    )
     train_subset: float = _option(1.0, "share of the training images of each class that is used")
     subset_seed: int | None = _option(None, "of the choice of --train-subset; --seed if not given")
+
+
+@dataclass(kw_only=True)
+class PreparationOptions:
+    """How images are prepared."""
+
     validation_batch_size: int | None = _option(
         None, "images per evaluation batch; --batch-size if not given", "-vb"
     )
@@ -173,11 +195,15 @@ class DistributedOptions:
 
 @dataclass(kw_only=True)
 class AverageOptions:
-    """Moving average of the target's weights."""
+    """Averages of the target's weights."""
 
     model_ema: bool = _option(False, "evaluate and save a moving average of the target's weights")
     model_ema_decay: float = _option(0.9998, "share of the average that each step keeps")
     model_ema_warmup: bool = _option(False, "keep less of it in the first steps")
+    swad: bool = _option(False, "also save the mean of the weights along the flat part of the run (SWAD)")
+    swad_converge: int = _option(3, "evaluations of which the first is the best, where SWAD begins")
+    swad_tolerance: int = _option(6, "evaluations above the threshold, before which SWAD ends")
+    swad_tolerance_ratio: float = _option(0.3, "threshold of SWAD, above the loss where it begins")
 
 
 @dataclass(kw_only=True)
@@ -199,32 +225,34 @@ class RunOptions:
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(
+class RecipeOptions(
     RunOptions,
     DistributedOptions,
     DeviceOptions,
     AverageOptions,
     OptimizerOptions,
     LossOptions,
-    TrainDataOptions,
-    DatasetOptions,
+    PreparationOptions,
+    BatchOptions,
     StochCAOptions,
     ModelOptions,
 ):
-    """Options of `stochca finetune`."""
+    """What training has in common, whatever the images."""
 
     def __post_init__(self) -> None:
         _check(
             self,
             at_least_one=(
-                "batch_size validation_batch_size grad_accum_steps epochs steps val_interval log_interval"
-                " num_classes img_size"
+                "batch_size validation_batch_size grad_accum_steps epochs steps val_interval val_steps"
+                " patience log_interval num_classes img_size swad_converge swad_tolerance"
             ),
             not_negative=(
                 "lr warmup_lr min_lr weight_decay head_lr_mult warmup_epochs warmup_steps workers"
-                " recovery_interval seed color_jitter"
+                " recovery_interval seed mixup cutmix mixup_off_epoch swad_tolerance_ratio"
             ),
-            unit="drop_path smoothing hflip reprob",
+            unit=(
+                "drop_path smoothing hflip reprob grayscale_prob mixup_prob mixup_switch_prob model_ema_decay"
+            ),
             share="layer_decay crop_pct",
         )
         arithmetic = self.amp_dtype if self.amp else "float32"
@@ -234,6 +262,14 @@ class FinetuneOptions(
                 f"--source-dtype {self.source_dtype} does not fit steps in {arithmetic}, "
                 f"which take {' or '.join(fitting)}: see --amp and --amp-dtype"
             )
+        if self.swad and self.distribute == "fsdp":
+            raise ValueError("--swad needs whole weights in each process: use --distribute ddp")
+        if self.distribute == "fsdp" and arithmetic == "float16":
+            raise ValueError("--distribute fsdp has no loss scaling: use --amp-dtype bfloat16")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f"--mixup and --cutmix need an even --batch-size, got {self.batch_size}")
+        if self.p_schedule is not None and not all(0 <= p <= 1 for p in self.p_schedule):
+            raise ValueError(f"--p-schedule must be between 0 and 1, got {self.p_schedule}")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"--clip-grad must be positive, got {self.clip_grad}")
         if self.seed > MAX_SEED:
@@ -250,7 +286,61 @@ class FinetuneOptions(
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(DeviceOptions, DatasetOptions):
+class FinetuneOptions(RecipeOptions, TrainDataOptions, DatasetOptions):
+    """Options of `stochca finetune`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            self,
+            at_least_one="train_num_samples val_num_samples",
+            not_negative="subset_seed",
+            share="train_subset",
+        )
+
+
+@dataclass(kw_only=True)
+class DomainOptions:
+    """Domains."""
+
+    data_dir: str | None = _option(None, "folder with one folder per domain, and in each one per class")
+    layout: str | None = _option(
+        None, "check that --data-dir looks as one of docs/datasets.md: pacs, vlcs, ..."
+    )
+    test_domains: list[str] | None = _option(
+        None, "domains to leave out, one after the other; all if not given"
+    )
+    methods: list[Literal["erm", "stochca", "miro", "miro_stochca"]] = _option(
+        ["erm", "stochca"],
+        "what is compared: plain fine-tuning, StochCA with --p, and each of them with MIRO",
+    )
+    miro_weight: float = _option(1.0, "weight of MIRO")
+    seeds: list[int] = _option([0, 1, 2], "one run each, split of the domains included")
+    holdout_fraction: float = _option(0.2, "share of each domain that is held out, to select by")
+    spread: Literal["standard deviation", "standard error"] = _option(
+        "standard error", "over seeds, in the tables"
+    )
+
+
+@dataclass(kw_only=True)
+class DomainBedOptions(RecipeOptions, DomainOptions):
+    """Options of `stochca domainbed`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, at_least_one="", not_negative="miro_weight")
+        if not 0 < self.holdout_fraction < 1:
+            raise ValueError(f"--holdout-fraction must be between 0 and 1, got {self.holdout_fraction}")
+        for name in ("methods", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{flag(name)} must be different values, at least one, got {values}")
+        if bad := [seed for seed in self.seeds if not 0 <= seed <= MAX_SEED]:
+            raise ValueError(f"--seeds must be from 0 to {MAX_SEED}, got {bad}")
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(DeviceOptions, BatchOptions, DatasetOptions):
     """Options of `stochca evaluate`."""
 
     checkpoint: str = _option("", "safetensors file of a run of stochca finetune")
@@ -271,16 +361,16 @@ class InfoOptions:
 
 # What a resumed run may change: nothing that decides its result.
 RESUMABLE = {
-    "data_dir", "dataset_download", "device", "log_interval", "log_tensorboard", "output",
-    "recovery_interval", "resume", "validation_batch_size", "workers",
+    "data_dir", "dataset_download", "device", "log_interval", "log_tensorboard", "log_wandb", "output",
+    "recovery_interval", "resume", "validation_batch_size", "wandb_project", "workers",
 }  # fmt: skip
 
 
-def changed_options(saved: dict[str, Any], options: FinetuneOptions) -> list[str]:
+def changed_options(saved: dict[str, Any], options: RecipeOptions) -> list[str]:
     """Name the options of a saved run that a resuming one may not change and did, with both values."""
     now = dataclasses.asdict(options)
     then = {
-        **dataclasses.asdict(FinetuneOptions()),
+        **dataclasses.asdict(type(options)()),
         **saved,
     }  # an option younger than the run had its default
     return [

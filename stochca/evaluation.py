@@ -6,26 +6,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.utils import AverageMeter, accuracy
 from torch import nn
 
 from stochca.checkpoint import load_weights, read_metadata
-from stochca.config import DeviceOptions, EvaluateOptions, FinetuneOptions
-from stochca.data import Images, check_classes, make_loader, open_images
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the GPU if there is one."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind, count = (accelerator.type, torch.accelerator.device_count()) if accelerator else ("", 0)
-    try:
-        device = torch.device((kind or "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name} is not a device: {error}") from error
-    if device.type != "cpu" and (device.type != kind or (device.index or 0) >= count):
-        held = f"cpu and {kind}, {count} of it" if kind else "cpu alone"
-        raise ValueError(f"--device {name} is not there, this machine has {held}")
-    return device
+from stochca.config import DeviceOptions, EvaluateOptions, FinetuneOptions, RecipeOptions
+from stochca.data import Images, ImageStream, check_classes, make_loader, open_images
+from stochca.distributed import World, resolve_device
+from stochca.run_data import RunData, evaluation_loader
 
 
 def autocast(options: DeviceOptions, device: torch.device) -> torch.autocast:
@@ -37,52 +24,116 @@ def autocast(options: DeviceOptions, device: torch.device) -> torch.autocast:
 def evaluate(
     model: nn.Module,
     loader: Any,
-    options: FinetuneOptions | EvaluateOptions,
-    device: torch.device,
+    options: DeviceOptions,
+    world: World,
+    *,
+    skip_corrupt: bool = False,
     should_stop: Callable[[], object] = lambda: None,
 ) -> dict[str, float] | None:
-    """Loss and accuracy over a whole split.
+    """Loss and accuracy over a whole split, each image counted once, whatever the number of processes.
 
     Args:
         model: Called in eval mode; its mode is restored.
         loader: Of `make_loader`.
-        options: For `amp`, `amp_dtype` and `skip_corrupt`.
-        device: Of the model.
-        should_stop: Asked before every batch.
+        options: For `amp` and `amp_dtype`.
+        world: The processes, each of which reads a part of the split.
+        skip_corrupt: Leave out images that cannot be read.
+        should_stop: Asked before every batch of a single process.
 
     Returns:
         `loss` (mean cross-entropy, in nats), `top1` and `top5` (percent), `images` (their number); None if
         stopped.
 
     Raises:
-        ValueError: An image is unreadable, unless `options.skip_corrupt`; or all of them are.
+        ValueError: An image is unreadable, unless `skip_corrupt`; or all of them are.
     """
     images: Images = loader.dataset
-    loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+    loss, correct = 0.0, torch.zeros(3, dtype=torch.int64)
     was_training = model.training
     model.eval()
     try:
         for batch, target in loader:
-            if should_stop():
+            if world.size == 1 and should_stop():
                 return None
-            if not options.skip_corrupt:
+            if not skip_corrupt:
                 images.check_readable()
-            batch, target = batch.to(device), target.to(device)
-            if options.skip_corrupt:
+            batch, target = batch.to(world.device), target.to(world.device)
+            if skip_corrupt:
                 batch, target = batch[target >= 0], target[target >= 0]
             if not len(target):
                 continue
-            with autocast(options, device):
+            with autocast(options, world.device):
                 logits = model(batch)
-            at1, at5 = accuracy(logits, target, topk=(1, 5))
-            loss.update(nn.functional.cross_entropy(logits.float(), target).item(), len(target))
-            top1.update(at1.item(), len(target))
-            top5.update(at5.item(), len(target))
+            loss += nn.functional.cross_entropy(logits.float(), target, reduction="sum").item()
+            ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+            correct += torch.tensor([ranks[:, 0].sum(), ranks.sum(), len(target)])
     finally:
         model.train(was_training)
-    if not loss.count:
+    sums = world.sum(torch.tensor([loss, *correct.tolist()], dtype=torch.float64)).tolist()
+    count = int(sums[3])
+    if not count:
         raise ValueError(f"none of the {len(images)} images can be read, the first is {images.name(0)}")
-    return {"loss": loss.avg, "top1": top1.avg, "top5": top5.avg, "images": loss.count}
+    return {
+        "loss": sums[0] / count,
+        "top1": 100 * sums[1] / count,
+        "top5": 100 * sums[2] / count,
+        "images": count,
+    }
+
+
+class Evaluator:
+    """Evaluates models on the splits of a run.
+
+    Args:
+        data: Of the run.
+        data_config: How its images are prepared.
+        options: Of the run.
+        world: Its processes.
+    """
+
+    def __init__(
+        self, data: RunData, data_config: dict[str, Any], options: RecipeOptions, world: World
+    ) -> None:
+        self.data, self.data_config, self.options, self.world = data, data_config, options, world
+        self.loaders = {name: self._loader(images) for name, images in data.evaluations.items()}
+
+    def splits(
+        self, model: nn.Module, should_stop: Callable[[], object] = lambda: None
+    ) -> dict[str, dict[str, float]] | None:
+        """The results of `evaluate` on each split; None if stopped."""
+        results = {}
+        for name, loader in self.loaders.items():
+            result = self._evaluate(model, loader, should_stop)
+            if result is None:
+                return None
+            results[name] = result
+        return results
+
+    def test(self, model: nn.Module, options: FinetuneOptions) -> dict[str, float]:
+        """The result of `evaluate` on the images that have selected nothing."""
+        assert options.test_split is not None
+        images = open_images(
+            options.data_dir,
+            options.dataset,
+            options.test_split,
+            is_training=False,
+            num_samples=options.val_num_samples,
+        )
+        check_classes(self.data.classes, images.classes, f"the split {options.test_split!r}", "the run")
+        result = self._evaluate(model, self._loader(images))
+        assert result is not None  # nobody stops it
+        return result
+
+    def _loader(self, images: Images | ImageStream) -> Any:
+        return evaluation_loader(images, self.data_config, self.options, self.world)
+
+    def _evaluate(
+        self, model: nn.Module, loader: Any, should_stop: Callable[[], object] = lambda: None
+    ) -> dict[str, float] | None:
+        skip_corrupt = self.options.skip_corrupt
+        return evaluate(
+            model, loader, self.options, self.world, skip_corrupt=skip_corrupt, should_stop=should_stop
+        )
 
 
 def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
@@ -95,7 +146,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     """
     path = Path(options.checkpoint)
     metadata = read_metadata(path)
-    device = resolve_device(options.device)
+    world = World(resolve_device(options.device))
     images = open_images(
         options.data_dir,
         options.dataset,
@@ -107,8 +158,9 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     model = timm.create_model(metadata["model"], **metadata["model_kwargs"])
     load_weights(path, model, metadata["model"])
     loader, _ = make_loader(
-        images, metadata["data_config"], options.batch_size, device=device, workers=options.workers
+        images, metadata["data_config"], options.batch_size, device=world.device, workers=options.workers
     )
-    result = evaluate(model.to(device), loader, options, device)
+    model.to(world.device)
+    result = evaluate(model, loader, options, world, skip_corrupt=options.skip_corrupt)
     assert result is not None
     return {"model": metadata["model"], **result, "skipped": images.unreadable_names()}

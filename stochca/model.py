@@ -400,6 +400,14 @@ class StochCA(nn.Module):
         return self._target_step(*step), x0
 
     @torch.no_grad()
+    def source_logits(self, images: Tensor) -> Tensor:
+        """What the source's own head says of images that are normalised for the target, `[B, classes]`."""
+        x0 = self._source_stem(images)
+        for block in self.source.blocks:
+            _, _, x0 = self._source_step(block, x0, False, True, False, self.impl)
+        return self.source.forward_head(self.source.norm(x0))
+
+    @torch.no_grad()
     def _source_stem(self, images: Tensor) -> Tensor:
         if self.source_dtype is not None and not self._holds_source_dtype:
             hold_weights(self.source, self.source_dtype)

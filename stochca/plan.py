@@ -110,7 +110,22 @@ class CoinSampler:
             raise ValueError(f"seed must not be negative, got {seed}")
         self.p, self.depth, self.per, self.mode, self.seed, self.rng = p, depth, per, mode, seed, rng
         self.step = 0
+        self._rank, self._world_size, self._is_own = 0, 1, False
         self.probabilities(0)
+
+    def spread(self, rank: int, world_size: int, *, independent: bool = False) -> None:
+        """Draw for one of several processes.
+
+        Args:
+            rank: Of this process.
+            world_size: How many there are.
+            independent: Each process draws coins of its own. Otherwise all have the same coins per batch, so
+                that all need as much of the source, and W processes with B samples the coins per sample of
+                one with W * B.
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be from 0 to {world_size - 1}, got {rank}")
+        self._rank, self._world_size, self._is_own = rank, world_size, independent and world_size > 1
 
     def __repr__(self) -> str:
         return (
@@ -146,10 +161,13 @@ class CoinSampler:
     def _flip(self, p: np.ndarray, batch_size: int, device: torch.device | str) -> tuple[Coin, ...]:
         if self.rng == "official":
             return tuple((torch.rand(self.depth) < torch.tensor(p, dtype=torch.float32)).tolist())
-        generator = np.random.default_rng([self.seed, self.step])
+        own = [self._rank + 1] if self._is_own else []
+        generator = np.random.default_rng([self.seed, self.step, *own])
         if self.per == "batch":
             return tuple((generator.random(self.depth) < p).tolist())
-        coins = generator.random((self.depth, batch_size)) < p[:, None]
+        start, samples = (0, batch_size) if own else (self._rank * batch_size, self._world_size * batch_size)
+        numbers = generator.random((self.depth, samples))[:, start : start + batch_size]
+        coins = numbers < p[:, None]
         on_device = torch.from_numpy(coins)
         if torch.device(device).type == "cuda":
             on_device = on_device.pin_memory().to(device, non_blocking=True)  # the step waits for nothing

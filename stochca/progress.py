@@ -1,17 +1,22 @@
 """What surrounds the loop of a run: its running means, its log, and the signals that stop it."""
 
 import contextlib
+import dataclasses
+import hashlib
 import os
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from stochca.config import RunOptions
+from stochca.distributed import World
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -66,57 +71,84 @@ class StopRequest:
 
 
 class RunningMeans:
-    """Sums since the last evaluation; the loss is added up on the device, which nobody waits for."""
+    """Sums since the last evaluation; losses are added up on the device, which nobody waits for."""
 
     def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), device=device)
+        self.device = device
+        self.terms: dict[str, Tensor] = {}
         self.images = 0
         self.batches = 0
         self.source = 0.0
         self.seconds = 0.0
 
-    def add(self, loss: Tensor, images: int, source_fraction: float) -> None:
-        """Count a batch by its mean loss, its images and the share of the source's blocks that ran."""
-        self.loss += loss * images
+    def add(self, terms: Mapping[str, Tensor], images: int, source_fraction: float) -> None:
+        """Count a batch by its mean loss and its terms, its images and the source's blocks that ran."""
+        for name, term in terms.items():
+            self.terms[name] = self.terms.get(name, 0) + term.detach().float() * images
         self.images += images
         self.batches += 1
         self.source += source_fraction
 
-    def means(self) -> dict[str, float]:
-        """Means per image or batch, and the seconds that they took."""
+    def means(self, world: World) -> dict[str, float]:
+        """Means per image or batch over all processes, and the seconds that they took."""
         start = time.perf_counter()
-        loss = self.loss.item()  # waits for the device
+        # One transfer, which waits for the device.
+        sums = torch.stack([*self.terms.values()]).double().cpu() if self.terms else torch.zeros(0)
         self.seconds += time.perf_counter() - start
+        counts = torch.tensor([self.images, self.batches, self.source], dtype=torch.float64)
+        *losses, images, batches, source = world.sum(torch.cat([sums.double(), counts])).tolist()
         return {
-            "loss": loss / max(self.images, 1),
-            "source_fraction": self.source / max(self.batches, 1),
-            "images_per_second": self.images / max(self.seconds, 1e-9),
+            **{name: loss / max(images, 1) for name, loss in zip(self.terms, losses, strict=True)},
+            "source_fraction": source / max(batches, 1),
+            "images_per_second": images / max(self.seconds, 1e-9),
             "seconds": self.seconds,
         }
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes, in Python's own types."""
-        return {**vars(self), "loss": self.loss.item()}
+        terms = {name: term.item() for name, term in self.terms.items()}
+        return {
+            "terms": terms,
+            **{name: vars(self)[name] for name in ("images", "batches", "source", "seconds")},
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        vars(self).update({**state, "loss": torch.full_like(self.loss, state["loss"])})
+        vars(self).update(state)
+        self.terms = {
+            name: torch.tensor(term, dtype=torch.float32, device=self.device)
+            for name, term in state["terms"].items()
+        }
 
 
 @contextlib.contextmanager
-def tensorboard(folder: Path | None, step: int) -> Iterator[Log]:
-    """Log evaluations to TensorBoard.
+def loggers(options: RunOptions, output: Path, step: int) -> Iterator[Log]:
+    """Log evaluations to TensorBoard and to Weights & Biases, where they are asked for.
 
     Args:
-        folder: Where to; None logs nothing.
-        step: Where the run starts: what an interrupted run logged after it is dropped.
+        options: Of the run.
+        output: Its folder.
+        step: Where the run starts: what an interrupted run logged after it is dropped, or not logged again.
 
     Raises:
-        ValueError: TensorBoard is not installed.
+        ValueError: A package is not installed.
     """
-    if folder is None:
-        yield lambda row: None
-        return
+    with contextlib.ExitStack() as stack:
+        logs = []
+        if options.log_tensorboard:
+            logs.append(stack.enter_context(_tensorboard(output / "tensorboard", step)))
+        if options.log_wandb:
+            logs.append(stack.enter_context(_wandb(options, output)))
+
+        def log(row: dict[str, Any]) -> None:
+            for each in logs:
+                each(row)
+
+        yield log
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: Path, step: int) -> Iterator[Log]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -131,3 +163,24 @@ def tensorboard(folder: Path | None, step: int) -> Iterator[Log]:
 
     with SummaryWriter(folder, purge_step=step + 1) as writer:
         yield log
+
+
+@contextlib.contextmanager
+def _wandb(options: RunOptions, output: Path) -> Iterator[Log]:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"--log-wandb needs Weights & Biases: pip install stochca[wandb] ({error})"
+        ) from error
+    # The same for a resumed run, which goes on in it.
+    name = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
+    with wandb.init(
+        project=options.wandb_project or "stochca",
+        name=output.name,
+        id=name,
+        resume="allow",
+        dir=output,
+        config=dataclasses.asdict(options),
+    ) as run:
+        yield lambda row: run.log(row, step=row["step"])

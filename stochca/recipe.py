@@ -1,46 +1,66 @@
-"""What a run is made of, from its options: images, model, optimizer and schedule, each of them timm's."""
+"""What a run is made of, from its options: model, loss, optimizer and schedule, each of them timm's."""
 
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data import Mixup, resolve_data_config
+from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 
-from stochca.config import FinetuneOptions, OptimizerOptions
-from stochca.data import Images, check_classes, open_images
+from stochca.config import LossOptions, OptimizerOptions, RecipeOptions, StochCAOptions
+from stochca.losses import Companion, create_losses, read_source_head
 from stochca.model import StochCA
+from stochca.objective import Objective
 from stochca.vit import TimmViT
 
 # Of torch: one kernel for all parameters, on the CPU too.
 _FUSED = ("adam", "adamw", "sgd")
 
 
-def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
-    """The model that the options describe."""
+def create_model(options: RecipeOptions, num_classes: int) -> StochCA:
+    """The model that the options describe, whose source has its pretrained head where a loss reads that.
+
+    Raises:
+        FileNotFoundError: No file of weights.
+        ValueError: The model, its weights or an option do not fit.
+    """
     overlay: dict[str, Any] = {}
     if (path := options.pretrained_path) is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"--pretrained-path {path} is not a file")
         # timm's own loader of JAX weights is for those alone.
         overlay = {"pretrained_cfg_overlay": {"file": path, "custom_load": path.endswith(".npz")}}
+    kwargs = target_kwargs(options, num_classes)
+    source = None
     try:
-        model = StochCA.from_timm(
-            options.model,
-            pretrained=options.pretrained,
-            p=options.p,
+        create = {"pretrained": options.pretrained, "drop_path_rate": options.drop_path, **overlay}
+        if read_source_head(options.losses):
+            del kwargs["num_classes"]
+        target = timm.create_model(options.model, **create, **kwargs)
+        if options.pos_embed_interpolation == "torchvision" and options.img_size:
+            _resample_as_torchvision(target, options, create)
+        if read_source_head(options.losses):
+            source = copy.deepcopy(target)
+            target.reset_classifier(num_classes)
+        model = StochCA(
+            target,
+            source,
+            options.p,
             per=options.per,
             mode=options.mode,
             seed=options.seed,
             recompute=options.recompute,
             source_dtype=options.source_dtype or (options.amp_dtype if options.amp else None),
             impl=options.impl,
-            drop_path_rate=options.drop_path,
-            **overlay,
-            **target_kwargs(options, num_classes),
         )
     except (RuntimeError, TypeError, ImportError) as error:
         # An unknown name or argument, weights that are not there or do not fit, no plain ViT, or no torchao.
@@ -51,25 +71,80 @@ def create_model(options: FinetuneOptions, num_classes: int) -> StochCA:
     return model
 
 
-def target_kwargs(options: FinetuneOptions, num_classes: int) -> dict[str, Any]:
+def target_kwargs(options: RecipeOptions, num_classes: int) -> dict[str, Any]:
     """What `timm.create_model` needs besides the name to build the target that a checkpoint fits."""
     size = {"img_size": options.img_size} if options.img_size else {}
     return {**options.model_kwargs, **size, "num_classes": num_classes}
 
 
-def open_splits(options: FinetuneOptions) -> tuple[Images, Images]:
-    """The images to train on and those to evaluate on, of the same classes."""
-    where = (options.data_dir, options.dataset)
-    how: dict[str, Any] = {"seed": options.seed, "download": options.dataset_download}
-    train = open_images(*where, options.train_split, is_training=True, **how)
-    val = open_images(*where, options.val_split, is_training=False, **how)
-    check_classes(train.classes, val.classes, f"the split {options.val_split!r}", repr(options.train_split))
-    return train, val
+def _resample_as_torchvision(target: TimmViT, options: RecipeOptions, create: dict[str, Any]) -> None:
+    """Resample the position embeddings of the weights anew, as torchvision does it."""
+    if getattr(target, "num_prefix_tokens", 0) != 1 or getattr(target, "pos_embed", None) is None:
+        raise ValueError(
+            f"--pos-embed-interpolation torchvision is for a position embedding with one class token, "
+            f"{options.model} has another"
+        )
+    own_size = timm.create_model(options.model, **create, **options.model_kwargs)
+    state = OrderedDict({"encoder.pos_embedding": own_size.pos_embed.data})
+    (height, width), (patch, _) = target.patch_embed.img_size, target.patch_embed.patch_size
+    if height != width:
+        raise ValueError(f"--pos-embed-interpolation torchvision is for squares, got {height}x{width}")
+    resampled = interpolate_embeddings(height, patch, state)["encoder.pos_embedding"]
+    with torch.no_grad():
+        target.pos_embed.copy_(resampled)
 
 
-def resolve_preparation(options: FinetuneOptions, target: nn.Module) -> dict[str, Any]:
+def probability(options: StochCAOptions, draws_per_epoch: int, epochs: int) -> Callable[[int], float] | Any:
+    """The probability that a block reads the source: constant, or by the number of the draw.
+
+    Raises:
+        ValueError: The schedule ends before the run.
+    """
+    schedule = options.p_schedule
+    if schedule is None:
+        return options.p
+    if len(schedule) < epochs:
+        raise ValueError(
+            f"--p-schedule has to name a probability for each of {epochs} epochs, got {len(schedule)}"
+        )
+    return lambda draw: schedule[draw // draws_per_epoch]
+
+
+def create_mixup(options: LossOptions, num_classes: int) -> Mixup | None:
+    """Mixup and cutmix of whole batches, by timm; None where neither is asked for."""
+    if not (options.mixup or options.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
+        prob=options.mixup_prob,
+        switch_prob=options.mixup_switch_prob,
+        mode=options.mixup_mode,
+        label_smoothing=options.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def create_objective(options: LossOptions, model: StochCA) -> Objective:
+    """The loss that the options describe, on the model's device."""
+    # Mixed labels are smoothed as they are mixed.
+    is_mixed = options.mixup or options.cutmix
+    criterion = (
+        SoftTargetCrossEntropy() if is_mixed else nn.CrossEntropyLoss(label_smoothing=options.smoothing)
+    )
+    try:
+        losses = create_losses(options.losses, model)
+    except ImportError as error:
+        raise ValueError(f"--losses: {error}") from error
+    device = next(model.parameters()).device
+    return Objective(model, criterion, losses).to(device)
+
+
+def resolve_preparation(options: RecipeOptions, target: nn.Module) -> dict[str, Any]:
     """Size, normalisation, crop and interpolation of the images: the options', else the model's."""
-    given = {name: getattr(options, name) for name in ("mean", "std", "crop_pct", "interpolation")}
+    given = {
+        name: getattr(options, name) for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+    }
     given["img_size"] = options.img_size
     for name in ("mean", "std"):
         if given[name] is not None and len(given[name]) not in (1, 3):
@@ -77,11 +152,13 @@ def resolve_preparation(options: FinetuneOptions, target: nn.Module) -> dict[str
     return resolve_data_config(given, model=target)
 
 
-def create_optimizer(target: TimmViT, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimizer of timm, with a learning rate of its own for the classifier.
+def create_optimizer(
+    target: TimmViT, options: OptimizerOptions, losses: Iterable[Companion] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of timm, with learning rates of their own for the classifier and for losses.
 
-    Layer decay and the classifier's factor are `lr_scale` of a parameter group, by which timm's schedulers
-    multiply the learning rate in every step.
+    Layer decay and these factors are `lr_scale` of a parameter group, by which timm's schedulers multiply the
+    learning rate in every step.
     """
     no_decay = target.no_weight_decay()
     classifier = target.get_classifier()  # distilled models have two, in a tuple
@@ -102,6 +179,10 @@ def create_optimizer(target: TimmViT, options: OptimizerOptions) -> torch.optim.
             if parameters:
                 scale = group.get("lr_scale", 1.0) * factor
                 split.append({**group, "params": parameters, "lr_scale": scale})
+    for loss in losses:
+        for group in param_groups_weight_decay(loss, options.weight_decay):
+            if group["params"]:
+                split.append({**group, "lr_scale": loss.lr_mult})
     fused = {"fused": True} if options.opt in _FUSED else {}
     return create_optimizer_v2(split, opt=options.opt, lr=options.lr, momentum=options.momentum, **fused)
 

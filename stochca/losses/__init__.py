@@ -26,6 +26,7 @@ __all__ = [
     "FeatureDistillation",
     "Step",
     "create_losses",
+    "read_source_head",
 ]
 
 LOSSES: dict[str, type[Companion]] = {
@@ -63,6 +64,12 @@ def create_losses(specs: Sequence[str | dict[str, dict[str, Any] | None]], model
                 raise ValueError(f"{name} has no option {option!r}{_nearest(option, valid)}")
         losses[name] = LOSSES[name](model, **options)
     return nn.ModuleList(losses.values())
+
+
+def read_source_head(specs: Sequence[str | dict[str, dict[str, Any] | None]]) -> bool:
+    """Whether any of these losses reads what the source's own head says, which it then has to have kept."""
+    found = [LOSSES.get(_name_and_options(spec)[0], Companion) for spec in specs]
+    return any(loss.reads_source_logits or loss.fits_source_logits for loss in found)
 
 
 def _name_and_options(spec: Any) -> tuple[Any, dict[Any, Any]]:

@@ -77,15 +77,19 @@ def test_the_flags_are_those_of_timm():
         --warmup-epochs --warmup-lr --min-lr --drop-path --smoothing --aa --no-aug --scale --ratio --hflip
         --color-jitter --reprob --amp --amp-dtype --seed --output --resume --device --grad-accum-steps
         --clip-grad --grad-checkpointing --torchcompile --log-interval --val-interval --recovery-interval
-        --eval-metric --model-kwargs"""
-    own = """--p --per --mode --impl --head-lr-mult --steps --warmup-steps --skip-corrupt --log-tensorboard
-        --recompute --source-dtype"""
+        --eval-metric --model-kwargs --mixup --cutmix --mixup-prob --mixup-switch-prob --mixup-mode
+        --mixup-off-epoch --train-crop-mode --crop-mode --grayscale-prob --train-num-samples --val-num-samples
+        --model-ema --model-ema-decay --model-ema-warmup --log-wandb --wandb-project"""
+    own = """--p --p-schedule --per --mode --impl --head-lr-mult --steps --warmup-steps --skip-corrupt
+        --log-tensorboard --recompute --source-dtype --independent-coins --losses --layout --test-split
+        --train-subset --subset-seed --distribute --tf32 --pos-embed-interpolation --val-steps --patience
+        --swad --swad-converge --swad-tolerance --swad-tolerance-ratio"""
     assert ours == {*timms.split(), *own.split()}
 
 
 def test_a_config_file_is_read_and_flags_go_on_top(make_options, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("stochca.train.Trainer", lambda options: seen.append(options) or _Done())
+    monkeypatch.setattr("stochca.train.Trainer", lambda options, world: seen.append(options) or _Done())
     path = tmp_path / "config.yaml"
     path.write_text(
         "lr: 0.5\nmodel_kwargs: {depth: 3}\nmean: [0.1, 0.2, 0.3]\np: [0.1, 0.2]\npretrained: false\n"
@@ -174,7 +178,7 @@ def test_abbreviated_flags_are_refused(capsys):
         ({"aa": "foo"}, "--aa foo is not a policy of timm: Unknown AA policy foo"),
         ({"aa": "rand-x3"}, "--aa rand-x3 is not a policy of timm"),
         ({"aa": "rand-m9.5"}, "--aa rand-m9.5 is not a policy of timm"),
-        ({"dataset": "foo/bar"}, "--dataset must be torch/..., hfds/..., or empty"),
+        ({"dataset": "foo/bar"}, "--dataset must be torch/..., hfds/..., hfids/..., tfds/..., wds/..., or empty"),
         ({"model": "vit_of_nobody"}, "cannot create vit_of_nobody: Unknown model"),
         ({"model": "resnet18", "img_size": None, "model_kwargs": {}}, "got ResNet"),
         ({"model_kwargs": {"dept": 2}}, "unexpected keyword argument 'dept'"),

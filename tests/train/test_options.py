@@ -8,7 +8,7 @@ import torch
 from image_folder import TINY
 
 from stochca.config import changed_options
-from stochca.evaluation import resolve_device
+from stochca.distributed import resolve_device
 from stochca.model import StochCA
 from stochca.train import Trainer
 
@@ -21,11 +21,11 @@ def step_of(images, kind):
 
 
 def in_training(kind, read):
-    return lambda run: (step := step_of(run.train_images, kind)) and read(step)
+    return lambda run: (step := step_of(run.data.train, kind)) and read(step)
 
 
 def in_evaluation(kind, read):
-    return lambda run: (step := step_of(run.val_images, kind)) and read(step)
+    return lambda run: (step := step_of(run.data.evaluations["val"], kind)) and read(step)
 
 
 # An option, a value that is not the default, and where to find it.
@@ -34,7 +34,7 @@ REACHES = [
     ("per", "sample", lambda run: run.model.coins.per),
     ("mode", "mix", lambda run: run.model.coins.mode),
     ("seed", 7, lambda run: run.model.coins.seed),
-    ("seed", 7, lambda run: run.train_images.seed),
+    ("seed", 7, lambda run: run.data.train.seed),
     ("seed", 7, lambda run: run.sampler.seed),
     ("impl", "reference", lambda run: run.model.impl),
     ("drop_path", 0.3, lambda run: getattr(run.model.target.blocks[-1].drop_path1, "drop_prob", 0.0)),
@@ -46,25 +46,25 @@ REACHES = [
     ("recompute", True, lambda run: run.model.recompute),
     ("source_dtype", "float32", lambda run: run.model.source_dtype),
     ("batch_size", 5, lambda run: run.loader.loader.batch_sampler.batch_size),
-    ("batch_size", 5, lambda run: run.val_loader.loader.batch_size),
-    ("validation_batch_size", 7, lambda run: run.val_loader.loader.batch_size),
+    ("batch_size", 5, lambda run: run.evaluator.loaders["val"].loader.batch_size),
+    ("validation_batch_size", 7, lambda run: run.evaluator.loaders["val"].loader.batch_size),
     ("workers", 1, lambda run: run.loader.loader.num_workers),
-    ("workers", 1, lambda run: run.val_loader.loader.num_workers),
+    ("workers", 1, lambda run: run.evaluator.loaders["val"].loader.num_workers),
     ("mean", [0.1, 0.2, 0.3], lambda run: (run.loader.mean.flatten() / 255).tolist()),
-    ("mean", [0.1, 0.2, 0.3], lambda run: (run.val_loader.mean.flatten() / 255).tolist()),
+    ("mean", [0.1, 0.2, 0.3], lambda run: (run.evaluator.loaders["val"].mean.flatten() / 255).tolist()),
     ("std", [0.1, 0.2, 0.3], lambda run: (run.loader.std.flatten() / 255).tolist()),
-    ("std", [0.1, 0.2, 0.3], lambda run: (run.val_loader.std.flatten() / 255).tolist()),
+    ("std", [0.1, 0.2, 0.3], lambda run: (run.evaluator.loaders["val"].std.flatten() / 255).tolist()),
     ("crop_pct", 0.5, in_evaluation("Resize", lambda step: 32 / step.size)),
     ("interpolation", "box", in_training(CROP, lambda step: step.interpolation.value)),
     ("interpolation", "box", in_evaluation("Resize", lambda step: step.interpolation.value)),
-    ("no_aug", True, lambda run: step_of(run.train_images, CROP) is None),
+    ("no_aug", True, lambda run: step_of(run.data.train, CROP) is None),
     ("scale", [0.2, 0.3], in_training(CROP, lambda step: list(step.scale))),
     ("ratio", [1.2, 1.3], in_training(CROP, lambda step: list(step.ratio))),
     ("hflip", 0.3, in_training("RandomHorizontalFlip", lambda step: step.p)),
     ("color_jitter", 0.2, in_training("ColorJitter", lambda step: step.brightness[1] - 1)),
     ("aa", "rand-n4", in_training("RandAugment", lambda step: f"rand-n{step.num_layers}")),
     ("reprob", 0.3, in_training("RandomErasing", lambda step: step.probability)),
-    ("smoothing", 0.3, lambda run: run.criterion.label_smoothing),
+    ("smoothing", 0.3, lambda run: run.objective.criterion.label_smoothing),
     ("opt", "adamax", lambda run: type(run.optimizer).__name__.lower()),
     ("weight_decay", 0.3, lambda run: run.optimizer.param_groups[-1]["weight_decay"]),
     ("lr", 0.3, lambda run: run.optimizer.param_groups[0]["initial_lr"]),

@@ -114,7 +114,7 @@ def test_a_run_stopped_in_an_evaluation_evaluates_first_when_resumed(
     options = make_options(**STATEFUL)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "stochca.train.evaluate",
+            "stochca.evaluation.evaluate",
             lambda *args, should_stop, **kwargs: os.kill(os.getpid(), signal.SIGTERM) or None,
         )
         with pytest.raises(Interrupted, match="after step 3"):

@@ -179,11 +179,11 @@ def test_evaluation_refuses_a_folder_of_other_classes(make_options, tmp_path):
 def test_evaluation_is_timms_forward_and_leaves_the_mode(make_options):
     trainer = Trainer(make_options())
     trainer.model.train()
-    options, device = trainer.options, torch.device("cpu")
-    ours = evaluate(trainer.model, trainer.val_loader, options, device)
+    loader, options, world = trainer.evaluator.loaders["val"], trainer.options, trainer.world
+    ours = evaluate(trainer.model, loader, options, world)
     assert trainer.model.training
     assert trainer.model.coins.step == 0
-    assert ours == evaluate(trainer.model.target, trainer.val_loader, options, device)
+    assert ours == evaluate(trainer.model.target, loader, options, world)
 
 
 def test_the_rate_follows_the_steps_to_the_end_of_the_cosine(make_options):
