@@ -126,11 +126,14 @@ def test_two_classes_are_learned_as_more_are():
 
 
 @pytest.mark.usefixtures("few_strengths")
-def test_learning_needs_no_order_of_magnitude_of_the_logits():
-    """Certain and even impossible source classes leave rows that are finite and sum to one."""
+@pytest.mark.parametrize("factor", [None, 1e6])
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_certain_and_impossible_classes_leave_rows_of_shares(scale, factor, monkeypatch):
+    if factor is not None:
+        monkeypatch.setattr(cotuning, "_fit_factor", lambda *_: factor)
     logits, labels = make_logits(noise=0.1, flips=0.0)
-    for scale in (1e-3, 1e4):
-        relationship = learned_relationship((scale * logits).softmax(1), labels, CLASSES)
+    for probabilities in ((scale * logits).softmax(1), torch.ones(len(labels), 7, dtype=torch.float64) / 7):
+        relationship = learned_relationship(probabilities, labels, CLASSES)
         assert relationship.isfinite().all()
         assert (relationship >= 0).all()
         torch.testing.assert_close(
@@ -203,8 +206,8 @@ def test_the_term_is_the_cross_entropy_of_the_sources_classes():
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_mixed_labels_mix_the_terms(autocast):
-    model = make_pair()
-    loss, outputs = fitted(model), make_outputs(model)
+    model = make_pair(dtype=torch.float32)
+    loss, outputs = fitted(model), make_outputs(model, dtype=torch.float32)
     shares = torch.tensor([0.7, 0.3])
     soft = torch.zeros(4, CLASSES)
     soft[:, 1], soft[:, 4] = shares
@@ -214,7 +217,7 @@ def test_mixed_labels_mix_the_terms(autocast):
         one_hot = loss(Step(model, outputs, torch.eye(CLASSES)[make_labels()]))
         indexed = loss(Step(model, outputs, make_labels()))
     torch.testing.assert_close(mixed, 0.7 * parts[0] + 0.3 * parts[1], rtol=1e-6, atol=0)
-    torch.testing.assert_close(one_hot, indexed, rtol=1e-12, atol=0)
+    torch.testing.assert_close(one_hot, indexed, rtol=1e-6, atol=0)
 
 
 def test_the_head_starts_as_the_sources_and_is_its_own():
