@@ -56,6 +56,15 @@ def test_the_split_depends_on_seed_and_domain_alone(domains_folder, tmp_path):
     assert [len(paths) for paths in held_out(root, seed=0, holdout_fraction=0.5).values()] == [7, 15]
 
 
+def test_domains_of_the_same_images_are_split_and_ordered_differently(tmp_path):
+    root = write_images(tmp_path, {"clay": 6})
+    shutil.copytree(root / "clay", root / "wax")
+    clay, wax = (splits["out"].indices.tolist() for splits in open_domains(str(root), seed=0).values())
+    assert clay != wax
+    places = places_of(root, batch_size=15)
+    assert [place for domain, place in places if domain == 0] != [place for domain, place in places if domain]
+
+
 def test_a_split_is_evaluated_as_any_images(domains_folder):
     splits = open_domains(str(domains_folder), seed=0)["oil"]
     loader, sampler = make_loader(splits["out"], CONFIG, 4, **defaults())

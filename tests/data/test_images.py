@@ -86,7 +86,7 @@ def palette(transparency):
 KINDS = {
     "cmyk.jpg": (Image.new("CMYK", (8, 8), (55, 155, 205, 0)), {"quality": 100}),
     "palette.png": palette(None),
-    "transparent_palette.png": palette(bytes([0, 255])),
+    "transparent_palette.png": palette(bytes([0, 128])),
     "transparent_colour.png": (Image.new("RGB", (8, 8), (200, 100, 50)), {"transparency": (1, 2, 3)}),
     "alpha.png": (Image.new("RGBA", (8, 8), (200, 100, 50, 9)), {}),
     "animated.jpg": (

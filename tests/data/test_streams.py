@@ -88,6 +88,14 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(shards, workers):
     assert targets_of(first) != targets_of(read(loader, order))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_even_one_shard_is_shuffled_anew_in_every_epoch(shards, workers):
+    images = open_shards(shards, split="set-train-0.tar|4")
+    loader, order = make_loader(images, CONFIG, 4, **{**defaults(), "workers": workers})
+    orders = {tuple(read(loader, order, epoch)[0][1].tolist()) for epoch in range(5)}
+    assert len(orders) > 1
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_that_starts_in_the_middle_is_the_rest_of_the_whole_one(shards, workers):
     _, loader, order = loader_of(shards, workers=workers)
