@@ -7,25 +7,21 @@ from PIL import Image
 from torchvision import transforms
 
 from stochca.cli import _parser
-from stochca.config import FinetuneOptions
+from stochca.config import DomainBedOptions, FinetuneOptions
 from stochca.data import LAYOUTS, Images, make_loader
 from stochca.recipes import recipe_names, recipe_path
 from tests.data.helpers import CONFIG
 
 FINETUNE = [f"{name}_{size}" for name in ("cub", "cars", "aircraft", "dogs") for size in (448, 224)]
 DOMAINS = ["pacs", "vlcs", "officehome", "terraincognita", "domainnet"]
-# Options that say which dataset it is and how it is split, not how it is trained on.
-OF_DATASETS = {"layout", "holdout_fraction"}
-
-
-def values_of(name):
-    return yaml.safe_load(recipe_path(name).read_text())
 
 
 def options_of(name):
-    """The options of a recipe, as the parser of the command line reads them."""
-    known = {key: value for key, value in values_of(name).items() if key not in OF_DATASETS}
-    return _parser(FinetuneOptions, "").parse_string(yaml.safe_dump(known))
+    """The options of a recipe, as the command line reads them."""
+    options_class = FinetuneOptions if name in FINETUNE else DomainBedOptions
+    parsed = _parser(options_class, "").parse_args(["--config", str(recipe_path(name))]).as_dict()
+    parsed.pop("config")
+    return options_class(**parsed)
 
 
 def test_there_is_a_recipe_for_each_dataset():
@@ -36,18 +32,16 @@ def test_there_is_a_recipe_for_each_dataset():
 
 @pytest.mark.parametrize("name", FINETUNE + DOMAINS)
 def test_each_value_of_a_recipe_reaches_the_options(name):
-    values, options = values_of(name), options_of(name)
+    values, options = yaml.safe_load(recipe_path(name).read_text()), options_of(name)
     assert values["layout"] == name.split("_")[0]
     assert LAYOUTS[values["layout"]].part == ("split" if name in FINETUNE else "domain")
-    for key in {*values} - OF_DATASETS:
-        assert options[key] == values[key]
+    for key, value in values.items():
+        assert getattr(options, key) == value
 
 
 @pytest.mark.parametrize("name", FINETUNE)
 def test_fine_tuning_follows_the_protocol(name):
-    parsed = options_of(name).as_dict()
-    parsed.pop("config", None)
-    options = FinetuneOptions(**parsed)
+    options = options_of(name)
     assert options.lr == pytest.approx(5e-4 * options.batch_size / 512)
     assert (options.steps, options.warmup_steps, options.sched) == (10_000, 100, "cosine")
     assert (options.opt, options.weight_decay, options.p, options.smoothing) == ("adamw", 0.05, 0.1, 0.0)
@@ -72,7 +66,7 @@ def test_fine_tuning_crops_a_squashed_image(name, size, resized):
 @pytest.mark.parametrize("name", DOMAINS)
 def test_domain_generalisation_follows_the_protocol(name):
     options = options_of(name)
-    assert values_of(name)["holdout_fraction"] == 0.2
+    assert options.holdout_fraction == 0.2
     assert (options.steps, options.batch_size, options.val_steps) == (5001, 32, 300)
     assert (options.lr, options.weight_decay, options.sched, options.p) == (1e-5, 0.01, "constant", 0.1)
     assert (options.scale, options.hflip) == ([0.7, 1.0], 0.5)
