@@ -1,14 +1,21 @@
 """What the runs of a sweep came to: one row per run, one per setting, and the difference to the first."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stochca.checkpoint import save_metrics, write_atomically
-from stochca.sweep.options import Metric, Spread
+from stochca.statistics import (
+    DEFINITIONS,
+    NOTHING,
+    Estimate,
+    Spread,
+    markdown_table,
+    number,
+    with_spread,
+)
+from stochca.sweep.options import Metric
 from stochca.sweep.plan import Run
 from stochca.sweep.runs import Outcome
 
@@ -16,39 +23,6 @@ METRICS: dict[Metric, str] = {"best_top1": "best top-1", "last_top1": "last top-
 
 # Of a run's summary, in the rows of runs.
 SUMMARY_COLUMNS = ("steps", "best_step", "best_top1", "last_top1", "images_per_second", "source_fraction")
-
-NOTHING = "-"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds.
-
-    Args:
-        values: One per seed.
-        kind: Of the spread.
-    """
-
-    values: Sequence[float]
-    kind: Spread
-
-    @property
-    def n(self) -> int:
-        """How many seeds."""
-        return len(self.values)
-
-    @property
-    def mean(self) -> float | None:
-        """None without a seed."""
-        return statistics.mean(self.values) if self.values else None
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation (n - 1), or it over the root of n; None for less than two seeds."""
-        if self.n < 2:
-            return None
-        deviation = statistics.stdev(self.values)
-        return deviation if self.kind == "standard deviation" else deviation / math.sqrt(self.n)
 
 
 @dataclass(frozen=True)
@@ -130,12 +104,12 @@ def _columns(row: Row, kind: Spread) -> dict[str, Any]:
     spread = kind.replace(" ", "_")
     columns: dict[str, Any] = {"setting": row.name, "n": row.estimates["best_top1"].n}
     for metric, estimate in row.estimates.items():
-        columns[f"{metric}_mean"] = _number(estimate.mean, ".4f")
-        columns[f"{metric}_{spread}"] = _number(estimate.spread, ".4f")
+        columns[f"{metric}_mean"] = number(estimate.mean, ".4f")
+        columns[f"{metric}_{spread}"] = number(estimate.spread, ".4f")
     columns["difference_n"] = row.differences["best_top1"].n
     for metric, difference in row.differences.items():
-        columns[f"{metric}_difference"] = _number(difference.mean, ".4f")
-        columns[f"{metric}_difference_standard_error"] = _number(difference.spread, ".4f")
+        columns[f"{metric}_difference"] = number(difference.mean, ".4f")
+        columns[f"{metric}_difference_standard_error"] = number(difference.spread, ".4f")
     return columns
 
 
@@ -146,30 +120,24 @@ def markdown(rows: Sequence[Row], kind: Spread) -> str:
     header += [f"{name}, %, mean ± {kind}" for name in METRICS.values()]
     header += [f"{name} minus that of {first}, points, mean ± standard error" for name in METRICS.values()]
     header += ["seeds in common"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for row in rows:
-        lines.append(
-            [
-                row.name,
-                str(row.estimates["best_top1"].n),
-                *(_with_spread(estimate, ".2f") for estimate in row.estimates.values()),
-                *(_with_spread(difference, "+.2f") for difference in row.differences.values()),
-                str(row.differences["best_top1"].n or NOTHING),
-            ]
-        )
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{caption(rows, kind)}\n"
+    cells = [
+        [
+            row.name,
+            str(row.estimates["best_top1"].n),
+            *(with_spread(estimate, ".2f") for estimate in row.estimates.values()),
+            *(with_spread(difference, "+.2f") for difference in row.differences.values()),
+            str(row.differences["best_top1"].n or NOTHING),
+        ]
+        for row in rows
+    ]
+    return f"{markdown_table(header, cells)}\n\n{caption(rows, kind)}\n"
 
 
 def caption(rows: Sequence[Row], kind: Spread) -> str:
     """What the numbers are."""
-    definition = {
-        "standard deviation": "sample standard deviation (n - 1)",
-        "standard error": "standard error of the mean (sample standard deviation over the root of n)",
-    }[kind]
     return (
-        f"Accuracy on the validation images: mean ± {definition} over {seeds(rows)}. Best is the evaluation "
-        "that selects a run's checkpoint, so it is chosen on these images; last is the final one. "
+        f"Accuracy on the validation images: mean ± {DEFINITIONS[kind]} over {seeds(rows)}. Best is the "
+        "evaluation that selects a run's checkpoint, so it is chosen on these images; last is the final one. "
         f"Differences to {rows[0].name} are taken seed by seed, with the standard error of their mean."
     )
 
@@ -181,13 +149,3 @@ def seeds(rows: Sequence[Row]) -> str:
     if low < high:
         return f"n = {low} to {high} seeds"
     return f"n = {low} seed{'s' * (low != 1)}"
-
-
-def _number(value: float | None, digits: str) -> str:
-    return NOTHING if value is None else format(value, digits)
-
-
-def _with_spread(estimate: Estimate, digits: str) -> str:
-    if estimate.mean is None:
-        return NOTHING
-    return f"{estimate.mean:{digits}} ± {_number(estimate.spread, '.2f')}"
