@@ -1,19 +1,24 @@
-"""The command `stochca`: finetune, evaluate, info. Imports torch only when a subcommand runs."""
+"""The command `stochca`: finetune, domainbed, sweep, evaluate, info. Imports torch when a subcommand runs."""
 
 import dataclasses
+import difflib
 import inspect
 import json
+import os
+import re
 import signal
 import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from stochca import __version__
-from stochca.config import EvaluateOptions, FinetuneOptions, InfoOptions, flag
+from stochca.config import DomainBedOptions, EvaluateOptions, FinetuneOptions, InfoOptions, flag
+from stochca.recipes import recipe_names, recipe_path
+from stochca.sweep.options import SweepOptions
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,16 +28,18 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; those of the process if None.
 
     Returns:
-        Exit code: 0; 2 for something the user can mend, with one line that says what; 130 or 143 if a run was
-        interrupted by SIGINT or SIGTERM, and saved.
+        Exit code: 0; 1 if runs of a sweep failed; 2 for something the user can mend, with one line that says
+        what; 130 or 143 if a run was interrupted by SIGINT or SIGTERM, and saved.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = _with_recipes(sys.argv[1:] if argv is None else argv)
     commands: dict[str, tuple[type, Callable[[Any], int], str]] = {
         "finetune": (FinetuneOptions, _finetune, "fine-tune a timm Vision Transformer with StochCA"),
+        "domainbed": (DomainBedOptions, _domainbed, "leave each domain out once, and compare methods"),
+        "sweep": (SweepOptions, _sweep, "compare settings of finetune over seeds, several runs at once"),
         "evaluate": (EvaluateOptions, _evaluate, "evaluate a checkpoint on a dataset"),
         "info": (InfoOptions, _info, "versions, device, and which implementation runs on it"),
     }
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="stochca",
         description="Fine-tune Vision Transformers with stochastic cross-attention.",
         version=__version__,
@@ -55,16 +62,64 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(options_class(**values))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"stochca {parsed.command}: {error}\n")
+        rank = os.environ.get("RANK", "0")
+        process = f" (process {rank})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        sys.stderr.write(f"stochca {parsed.command}{process}: {error}\n")
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
+class _Parser(ArgumentParser):
+    """A parser whose errors are short, and name the option that is nearest to an unknown one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        command = self.prog.removeprefix("stochca").replace("[options]", "").strip()
+        unknown = re.search(r"(?:option '|arguments: --)([\w.-]+)", message)
+        hint = ""
+        if unknown:
+            name = unknown[1].replace("-", "_")
+            options = {option.lstrip("-").replace("-", "_") for option in self._options(command or message)}
+            near = difflib.get_close_matches(name, sorted(options), n=1, cutoff=0.0)
+            hint = f": did you mean {flag(near[0])}?" if near else ""
+        shown = f"stochca {command}".strip()
+        sys.stderr.write(f"{shown}: {message}{hint}\n`{shown} --help` lists the options\n")
+        sys.exit(2)
+
+    def _options(self, command: str) -> list[str]:
+        """Options of this parser, or of the subcommand that a message is about."""
+        parsers = [self]
+        for action in self._actions:
+            choices = getattr(action, "choices", None)
+            if isinstance(choices, dict):
+                parsers += [sub for name, sub in choices.items() if name in command]
+        return [
+            option for parser in parsers for action in parser._actions for option in action.option_strings
+        ]
+
+
+def _with_recipes(arguments: list[str]) -> list[str]:
+    """Replace the name of a recipe that is given as `--config` by its file."""
+
+    def resolved(name: str) -> str:
+        return str(recipe_path(name)) if name in recipe_names() and not Path(name).exists() else name
+
+    result = []
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        if previous == "--config":
+            argument = resolved(argument)
+        elif argument.startswith("--config="):
+            argument = f"--config={resolved(argument.removeprefix('--config='))}"
+        result.append(argument)
+    return result
+
+
 def _parser(options_class: type, description: str) -> ArgumentParser:
     """A parser with one group of flags per part of the options, and a YAML file of them all."""
-    parser = ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser = _Parser(description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of these options, or the name of a recipe"
+    )
     hints = typing.get_type_hints(options_class)
     fields = {field.name: field for field in dataclasses.fields(options_class)}
     for part in reversed(options_class.__mro__):
@@ -87,12 +142,22 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
         group.add_argument(flag(field.name), action="store_true", help=text)
     elif hint is bool:
         group.add_argument(flag(field.name), action=ActionYesNo(no_prefix="no-"), default=default, help=text)
-    elif hint in (list[float], list[float] | None):
-        group.add_argument(flag(field.name), type=float, nargs="+", default=default, help=text)
+    elif (item := _item_of(hint)) is not None:
+        group.add_argument(flag(field.name), type=item, nargs="+", default=default, help=text)
     else:
         group.add_argument(
             flag(field.name), *field.metadata["aliases"], type=hint, default=default, help=text
         )
+
+
+def _item_of(hint: Any) -> Any:
+    """The type of the items of a list of plain values, which are given one after the other; else None."""
+    lists = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is list]
+    others = {*typing.get_args(hint)} - {*lists, type(None)} if hint not in lists else set()
+    if len(lists) != 1 or others:
+        return None
+    (item,) = typing.get_args(lists[0])
+    return item if item in (float, int, str) or typing.get_origin(item) is typing.Literal else None
 
 
 def _config_of(resume: Path) -> Path:
@@ -106,18 +171,59 @@ def _finetune(options: FinetuneOptions) -> int:
     try:
         summary = finetune(options)
     except Interrupted as interruption:
-        sys.stderr.write(f"stochca finetune: {interruption}\n")
-        return 128 + interruption.signum
+        return _interrupted("finetune", interruption)
+    if not _is_primary():
+        return 0
     skipped = summary["skipped"]
+    tested = f", on {options.test_split} {summary['test_top1']:.2f} %" if options.test_split else ""
     sys.stdout.write(
         f"{summary['steps']} steps done: best top-1 {summary['best_top1']:.2f} % "
-        f"at step {summary['best_step']}, last {summary['last_top1']:.2f} %; "
+        f"at step {summary['best_step']}{tested}, last {summary['last_top1']:.2f} %; "
         f"{summary['images_per_second']:.1f} images/s; "
         f"{summary['source_fraction']:.0%} of the source's blocks ran\n"
         f"unreadable images left out: {len(skipped)}{': ' * bool(skipped)}{', '.join(skipped)}\n"
         f"best and last checkpoint, metrics and options are in {summary['output']}\n"
     )
     return 0
+
+
+def _domainbed(options: DomainBedOptions) -> int:
+    from stochca.domainbed import domainbed
+    from stochca.progress import Interrupted
+
+    try:
+        result = domainbed(options)
+    except Interrupted as interruption:
+        return _interrupted("domainbed", interruption)
+    if _is_primary():
+        sys.stdout.write(f"{result['markdown']}\nall runs and tables are in {result['output']}\n")
+    return 0
+
+
+def _sweep(options: SweepOptions) -> int:
+    from stochca.sweep.command import SweepInterrupted, sweep
+
+    try:
+        result = sweep(options)
+    except SweepInterrupted as interruption:
+        return _interrupted("sweep", interruption)
+    sys.stdout.write(f"{result['markdown']}\n")
+    for path in result["plots"]:
+        sys.stdout.write(f"plot: {path}\n")
+    for name, message in result["failed"].items():
+        sys.stderr.write(f"stochca sweep: {name} failed: {message}\n")
+    sys.stdout.write(f"{result['complete']} of {result['runs']} runs are in {result['output']}\n")
+    return 1 if result["failed"] else 0
+
+
+def _interrupted(command: str, interruption: Any) -> int:
+    if _is_primary():
+        sys.stderr.write(f"stochca {command}: {interruption}\n")
+    return 128 + interruption.signum
+
+
+def _is_primary() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _evaluate(options: EvaluateOptions) -> int:

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 Distribute = Literal["ddp", "fsdp"]
@@ -196,5 +197,7 @@ def load_optimizer_state(
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether the parameters of a module are parts of tensors."""
-    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+    """Whether parameters of a module are spread over the processes, even if put together right now."""
+    if any(isinstance(part, FSDPModule) for part in module.modules()):
+        return True
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())

@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from tqdm import tqdm
 
 import stochca
@@ -359,7 +360,7 @@ class Trainer:
             self.model.target, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup
         )
         if options.distribute == "fsdp":
-            distribute(average.module, "fsdp", self.world)
+            fully_shard(average.module, reshard_after_forward=True)
         return average
 
     def _save_and_stop(self) -> NoReturn:

@@ -38,6 +38,8 @@ RUNS = {
         "grad_accum_steps": 2, "losses": ["l2_sp", {"miro": {"weight": 0.5}}],
     },
 }  # fmt: skip
+# Adam makes much of gradients that are nothing but rounding, as that of a key's bias.
+SGD = {"opt": "sgd", "lr": 0.05}
 # Runs without a counterpart in one process.
 OTHERS = {
     "independent": {"independent_coins": True, "model_kwargs": {**TINY, "qk_norm": True}, **MIRO},
@@ -74,7 +76,9 @@ def options_of(folder, output, **changes):
 def two(folder, tmp_path_factory) -> Path:
     """Folders of all runs of two processes."""
     root = tmp_path_factory.mktemp("two")
-    runs = [options_of(folder, root / name, **changes) for name, changes in {**RUNS, **OTHERS}.items()]
+    runs = [
+        options_of(folder, root / name, **{**SGD, **changes}) for name, changes in {**RUNS, **OTHERS}.items()
+    ]
     (root / "runs.json").write_text(json.dumps(runs))
     command = [*TORCHRUN, "-m", "tests.distributed.runs", str(root / "runs.json")]
     done = subprocess.run(
@@ -91,7 +95,7 @@ def metrics_of(output):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_compute_what_one_with_the_joined_batch_does(two, folder, tmp_path, name):
-    changes = {**RUNS[name], "distribute": "ddp"}
+    changes = {**RUNS[name], **SGD, "distribute": "ddp"}
     finetune(FinetuneOptions(**options_of(folder, tmp_path / "one", **changes, batch_size=4)))
     ours, theirs = (load_file(root / "last.safetensors") for root in (two / name, tmp_path / "one"))
     initial = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, **TINY).state_dict()
@@ -101,7 +105,11 @@ def test_two_processes_compute_what_one_with_the_joined_batch_does(two, folder, 
     assert any(not torch.equal(theirs[key], tensor) for key, tensor in initial.items())
     for row, expected in zip(metrics_of(two / name), metrics_of(tmp_path / "one"), strict=True):
         assert row["step"] == expected["step"]
-        for metric in row.keys() - {"seconds", "images_per_second", "step"}:
+        # Samples of one process agree more often than those of both, and then need less of the source.
+        others = {"seconds", "images_per_second", "step"} | (
+            {"source_fraction"} if name == "per sample" else set()
+        )
+        for metric in row.keys() - others:
             assert row[metric] == pytest.approx(expected[metric], rel=1e-3), metric
 
 
@@ -163,19 +171,24 @@ def uninterrupted(folder, tmp_path_factory) -> dict:
     return load_file(output / "last.safetensors")
 
 
-@pytest.mark.parametrize("distribute", ["ddp"])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_two_processes_stopped_in_the_middle_resume_to_the_same_weights(
-    folder, tmp_path, uninterrupted, signum, distribute
+    folder, tmp_path, uninterrupted, signum
 ):
-    options = options_of(folder, tmp_path / "run", **STATEFUL, distribute=distribute)
+    options = options_of(folder, tmp_path / "run", **STATEFUL)
     process = start(options)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "trainer_state.pt").exists():
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.killpg(process.pid, signum)
+    workers = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(process.pid, signum)
+    if signum == signal.SIGKILL:  # by which torchrun takes nobody with it
+        for worker in workers.stdout.split():
+            os.kill(int(worker), signum)
     code, text = finish(process)
     assert code != 0
     step = load_state(tmp_path / "run" / "trainer_state.pt")["step"]
