@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_grou
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from stochca.config import LossOptions, OptimizerOptions, RecipeOptions, StochCAOptions
@@ -24,6 +25,7 @@ from stochca.vit import TimmViT
 
 # Of torch: one kernel for all parameters, on the CPU too.
 _FUSED = ("adam", "adamw", "sgd")
+_FUSED_SHARDED = ("adam", "adamw")
 
 
 def create_model(options: RecipeOptions, num_classes: int) -> StochCA:
@@ -183,7 +185,8 @@ def create_optimizer(
         for group in param_groups_weight_decay(loss, options.weight_decay):
             if group["params"]:
                 split.append({**group, "lr_scale": loss.lr_mult})
-    fused = {"fused": True} if options.opt in _FUSED else {}
+    is_sharded = any(isinstance(p, DTensor) for p in target.parameters())
+    fused = {"fused": True} if options.opt in (_FUSED_SHARDED if is_sharded else _FUSED) else {}
     return create_optimizer_v2(split, opt=options.opt, lr=options.lr, momentum=options.momentum, **fused)
 
 

@@ -1,4 +1,4 @@
-"""What each of two processes does: fine-tune with several options in turn. `torchrun -m tests.distributed.runs`."""
+"""What each of two processes does: fine-tune with several options in turn."""
 
 import json
 import sys

@@ -182,13 +182,15 @@ def test_two_processes_stopped_in_the_middle_resume_to_the_same_weights(
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    workers = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
-    )
+    workers = [
+        int(worker)
+        for children in Path(f"/proc/{process.pid}/task").glob("*/children")
+        for worker in children.read_text().split()
+    ]
     os.kill(process.pid, signum)
     if signum == signal.SIGKILL:  # by which torchrun takes nobody with it
-        for worker in workers.stdout.split():
-            os.kill(int(worker), signum)
+        for worker in workers:
+            os.kill(worker, signum)
     code, text = finish(process)
     assert code != 0
     step = load_state(tmp_path / "run" / "trainer_state.pt")["step"]
