@@ -39,7 +39,9 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM, while it is entered, instead of dying of them; a second one acts at once.
+    """Notes SIGINT and SIGTERM, while it is entered, instead of dying of them; a later one acts at once.
+
+    One within a second is the same request: a scheduler signals a process, and its parent passes that on.
 
     Attributes:
         signum: The signal that came, 0 before.
@@ -47,6 +49,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
+        self._came_at = 0.0
 
     def __bool__(self) -> bool:
         return self.signum != 0
@@ -63,11 +66,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, signum: int, _frame: object) -> None:
-        self.signum = signum
         number = signal.Signals(signum)
-        signal.signal(number, self._previous[number])
-        # To the descriptor of stderr: the signal may have come in the middle of a print.
-        os.write(2, f"\n{number.name}: saving after the step at work\n".encode())
+        if not self:
+            self.signum, self._came_at = signum, time.monotonic()
+            # To the descriptor of stderr: the signal may have come in the middle of a print.
+            os.write(2, f"\n{number.name}: saving after the step at work\n".encode())
+        elif time.monotonic() - self._came_at > 1:
+            signal.signal(number, self._previous[number])
+            os.kill(os.getpid(), signum)
 
 
 class RunningMeans:

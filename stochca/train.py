@@ -107,7 +107,7 @@ class Trainer:
         needs_scaler = options.amp and options.amp_dtype == "float16"
         self.scaler = NativeScaler(self.device.type) if needs_scaler else None
 
-        self.step = 0
+        self.step = self.saved_step = 0
         self.history = History(options.eval_metric, options.patience)
         self.running = RunningMeans(self.device)
         self.stop = StopRequest()
@@ -389,7 +389,16 @@ class Trainer:
             "train_images": len(self.loader.dataset),
         }
         if self.world.is_primary:
-            files.save_run(self.output, state, self.history.best_step, self._metadata())
+            try:
+                files.save_run(self.output, state, self.history.best_step, self._metadata())
+            except OSError as error:
+                kept = (
+                    f"that of step {self.saved_step} is whole" if self.saved_step else "there is none before"
+                )
+                raise OSError(
+                    f"cannot save the state of step {self.step} in {self.output}, {kept}: {error}"
+                ) from error
+        self.saved_step = self.step
         self.world.wait()
 
     def _metadata(self) -> dict[str, Any]:
@@ -439,7 +448,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step = self.saved_step = state["step"]
         self.model.coins.step = state["coin_step"]
         self.history.rows = state["history"]
         self.running.restore(state["running"][self.world.rank])

@@ -1,6 +1,7 @@
 """A run that is stopped, anywhere and in any way, ends as if it had not been."""
 
 import csv
+import errno
 import os
 import shutil
 import signal
@@ -16,9 +17,10 @@ from image_folder import TINY, write_images
 from safetensors.torch import load_file
 
 import stochca.checkpoint
+import stochca.progress
 from stochca.checkpoint import load_state, write_atomically
 from stochca.config import FinetuneOptions
-from stochca.progress import Interrupted
+from stochca.progress import Interrupted, StopRequest
 from stochca.train import Trainer, finetune
 
 # Everything that has a state: dropout, stochastic depth, augmentation, coins, moments, accumulation.
@@ -303,6 +305,38 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path):
         write_atomically(path, write)
     assert path.read_text() == "good"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_on_a_full_disk_says_what_is_whole_and_resumes(make_options, uninterrupted, monkeypatch):
+    options = make_options(**STATEFUL, recovery_interval=2)
+    save, states = torch.save, []
+
+    def full(state, file):
+        states.append(state)
+        if len(states) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(
+            OSError, match=r"state of step 4 in .*, that of step 3 is whole: .* No space left"
+        ):
+            finetune(options)
+    assert load_state(Path(options.output) / "trainer_state.pt")["step"] == 3
+    finetune(resumed(options))
+    assert_same_run(options.output, uninterrupted(make_options(**STATEFUL)))
+
+
+def test_the_same_signal_twice_within_a_second_is_one_request(monkeypatch):
+    clock = iter([10.0, 10.5, 11.5])
+    monkeypatch.setattr(stochca.progress.time, "monotonic", lambda: next(clock))
+    with StopRequest() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signum == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_path, monkeypatch):
