@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.environment import environment
+from bench.environment import METHOD, environment
 from stochca import StepPlan, StochCA
 from stochca.block import source_step
 from stochca.recompute import Recomputation
 from stochca.vit import stem
 
-MEASURED = ("stochca", "stochca_kernels", "bench/counts.py")
+MEASURED = (*METHOD, "stochca_kernels", "bench/counts.py")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,17 @@ import torch
 
 from bench.digest import digests
 
+# What a step runs, apart from the operator.
+METHOD = (
+    "stochca/attention.py",
+    "stochca/block.py",
+    "stochca/compile.py",
+    "stochca/model.py",
+    "stochca/plan.py",
+    "stochca/precision.py",
+    "stochca/recompute.py",
+    "stochca/vit.py",
+)
 PACKAGES = ("stochca", "torch", "triton", "timm", "scikit-learn")
 
 

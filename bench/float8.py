@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.environment import environment
+from bench.environment import METHOD, environment
 from bench.step.reference import flat_gradients
 from bench.step.workloads import Setting, Workload
 from stochca import StochCA
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = compare(Setting.make(workload, torch.device(args.device)))
     print(*lines(result), sep="\n")
     if args.output:
-        measured = ("stochca", "stochca_kernels", "bench/float8.py")
+        measured = (*METHOD, "stochca_kernels", "bench/float8.py")
         record = {"model": args.model, "batch": args.batch_size, **result, **environment(measured)}
         args.output.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -1,11 +1,12 @@
 """A digest changes with what code does, and with nothing else."""
 
+import ast
 import time
 
 import pytest
 
 from bench.digest import ROOT, digests, meaning
-from bench.environment import environment
+from bench.environment import METHOD, environment
 
 CODE = '''"""A module."""
 import math  # of the standard library
@@ -91,3 +92,15 @@ def test_digests_take_no_time():
     start = time.process_time()
     digests(["stochca", "stochca_kernels", "bench"], ROOT)
     assert time.process_time() - start < 2
+
+
+def test_the_method_is_what_the_model_imports():
+    found, unread = set(), ["stochca/model.py"]
+    while unread:
+        path = unread.pop()
+        found.add(path)
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stochca."):
+                other = node.module.replace(".", "/") + ".py"
+                unread += [other] * (other not in found)
+    assert found == set(METHOD)

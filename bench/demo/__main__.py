@@ -17,7 +17,7 @@ from bench.demo.experiment import DEFAULT, MEASURED, PLAIN, QUICK, STOPPED, Sett
 from bench.demo.plots import draw_all
 from bench.demo.report import Row, conclusions, summarise, table
 from bench.demo.training import Result, Run, accuracy, pretrain
-from bench.environment import environment
+from bench.environment import METHOD, environment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,7 +91,7 @@ def _metrics(
 ) -> dict[str, Any]:
     return {
         "settings": asdict(settings),
-        **environment(("stochca", "stochca_kernels", "bench/demo")),
+        **environment((*METHOD, "stochca_kernels", "bench/demo")),
         "source_accuracy": source_accuracy,
         "runs": [{**asdict(run), "steps": run.steps, **asdict(result)} for run, result in results.items()],
         "rows": [asdict(row) for row in rows],

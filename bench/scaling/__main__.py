@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.digest import ROOT, file_digest
-from bench.environment import environment
+from bench.environment import METHOD, environment
 from bench.scaling import report
 from bench.scaling.cluster import Cluster
 from bench.scaling.model import cases
@@ -18,7 +18,7 @@ from bench.scaling.processes import Training, measure
 from bench.step.workloads import MAIN
 
 MEASURED = (
-    "stochca",
+    *METHOD,
     "stochca_kernels",
     "bench/scaling",
     "bench/cost.py",

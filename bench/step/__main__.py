@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.environment import environment
+from bench.environment import METHOD, environment
 from bench.step.cases import Case, cpu_cases, dtype_name, gpu_cases, quick_gpu_cases, tiny_cases
 from bench.step.clock import Deadline
 from bench.step.goals import Goal, cpu_goals, gpu_goals, judge
@@ -28,7 +28,7 @@ from bench.step.report import case_lines, goal_lines
 from bench.step.stage import Stage, free_memory
 
 MEASURED = (
-    "stochca",
+    *METHOD,
     "stochca_kernels",
     "bench/cost.py",
     "bench/counts.py",
