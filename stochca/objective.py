@@ -1,7 +1,8 @@
 """The loss of a step: cross-entropy and its companions, in one module that can be distributed as a whole."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from stochca.losses.base import Companion, Step
@@ -30,6 +31,16 @@ class Objective(nn.Module):
     def companions(self) -> list[Companion]:
         """The losses beside the criterion."""
         return [loss for loss in self.losses if isinstance(loss, Companion)]
+
+    def no_weight_decay(self) -> set[str]:
+        """As timm's, under this module's parameter names."""
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """As timm's, under this module's parameter names; the losses' are in the layer of the head."""
+        layers = group_parameters(self.model, self.model.group_matcher(coarse), reverse=True)
+        last = max(layers.values())
+        return lambda name: layers.get(name.removeprefix("model."), last)
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the loss of a batch, with one pass of the target and as much of the source as is read.

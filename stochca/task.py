@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.task import TrainingTask, resolve_classification_loss
 from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ class StochCATask(TrainingTask):
     """Fine-tune with StochCA in timm's engine: `task(input, target)["loss"].backward()`.
 
     What timm evaluates, averages and saves is the plain target; checkpoints hold the position in the stream
-    of coins and the state of the losses as task state.
+    of coins and the state of the losses as task state. An optimizer of `get_trainable_module()`, as timm has
+    it, knows the target's layer decay and its exceptions from weight decay, but no `lr_mult` of a loss.
 
     Args:
         model: Target and source.
@@ -51,16 +53,28 @@ class StochCATask(TrainingTask):
         return unwrap_model(self.trainable_module)
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "StochCATask":
-        """Wrap the objective in `DistributedDataParallel`; arguments are its own."""
+        """Wrap the objective in `DistributedDataParallel`, whose arguments these are.
+
+        All processes get the source of the first, as they get its target, and the coins of the joined batch.
+        """
+        model = self.objective.model
+        for tensor in model.source.state_dict().values():
+            dist.broadcast(tensor, 0)
+        model.coins.spread(dist.get_rank(), dist.get_world_size())
         self.trainable_module = DistributedDataParallel(
             self.trainable_module, device_ids=device_ids, **ddp_kwargs
         )
         return self
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **kwargs: Any) -> nn.Module:
-        """Compile the step of a block, see `StochCA.compile`; names of parameters stay as they are."""
-        self.objective.model.compile(backend=backend, mode=mode, **kwargs)
-        return self.objective.model.target
+        """Compile the step of a block, see `StochCA.compile`, and the target as a whole for evaluation.
+
+        Names of parameters and checkpoints stay as they are.
+        """
+        model = self.objective.model
+        model.compile(backend=backend, mode=mode, **kwargs)
+        self.eval_model: nn.Module = torch.compile(model.target, backend=backend, mode=mode, **kwargs)
+        return self.eval_model
 
     def setup_ema(
         self,
@@ -81,11 +95,19 @@ class StochCATask(TrainingTask):
         if self.has_ema():
             self.trainable_module_ema.update(self.objective.model.target, step=step)
 
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Of the target, without its classifier if asked, and of the losses."""
+        objective = self.objective
+        classifier = objective.model.get_classifier()  # distilled models have two, in a tuple
+        heads = nn.ModuleList(classifier if isinstance(classifier, tuple) else (classifier,))
+        left_out = {id(p) for p in heads.parameters()} if exclude_head else set()
+        return [p for p in objective.parameters() if id(p) not in left_out]
+
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain target, or its average."""
-        if module is not None:
-            return module
-        return self.get_trainable_module(ema=True) if ema else self.objective.model.target
+        """The plain target, or its average; compiled once `compile` or `compile_ema` was called."""
+        resolved = super().get_eval_model(module=module, ema=ema)
+        objective = unwrap_model(resolved)
+        return objective.model.target if isinstance(objective, Objective) else resolved
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """The step of the coins, and the state of the losses."""
