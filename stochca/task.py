@@ -73,8 +73,9 @@ class StochCATask(TrainingTask):
         """
         model = self.objective.model
         model.compile(backend=backend, mode=mode, **kwargs)
-        self.eval_model: nn.Module = torch.compile(model.target, backend=backend, mode=mode, **kwargs)
-        return self.eval_model
+        evaluated: Any = torch.compile(model.target, backend=backend, mode=mode, **kwargs)
+        self.eval_model = evaluated
+        return evaluated
 
     def setup_ema(
         self,
