@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,7 +366,8 @@ class Trainer:
 
     def _save_and_stop(self) -> NoReturn:
         self._save()
-        raise Interrupted(self.stop.signum, self.step, self.output)
+        # Where it came to another process alone, that one knows which it was.
+        raise Interrupted(self.stop.signum or signal.SIGTERM, self.step, self.output)
 
     def _save(self) -> None:
         """Write the state of the run, and then what is derived from it."""

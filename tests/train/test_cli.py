@@ -1,5 +1,6 @@
 """What the command takes, prints and returns."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -16,6 +17,12 @@ pytest.importorskip("jsonargparse")
 from stochca.cli import main
 from stochca.config import INTERPOLATIONS, EvaluateOptions, FinetuneOptions, InfoOptions, flag
 from stochca.train import Trainer, finetune
+from tests.train.image_folder import write_images
+
+
+def changes_of(options: FinetuneOptions) -> dict:
+    """What differs from the defaults."""
+    return {key: value for key, value in vars(options).items() if value != getattr(FinetuneOptions(), key)}
 
 
 def arguments_of(options: FinetuneOptions) -> list[str]:
@@ -158,6 +165,71 @@ def test_a_bad_option_is_one_line_and_code_2(arguments, capsys):
     assert arguments[0] in errors
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "nearest"),
+    [
+        ("finetune", "warmup_stps", "--warmup-steps"),
+        ("domainbed", "holdout_fracton", "--holdout-fraction"),
+        ("sweep", "setings", "--settings"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest_one(tmp_path, capsys, command, given, nearest):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{given}: 3\n")
+    for arguments in (["--config", str(path)], [f"--{given.replace('_', '-')}", "3"]):
+        with pytest.raises(SystemExit) as exit_info:
+            main([command, *arguments])
+        assert exit_info.value.code == 2
+        errors = capsys.readouterr().err
+        assert f"did you mean {nearest}?" in errors
+        assert errors.count("\n") == 2
+
+
+def test_an_unknown_loss_is_one_line_with_the_nearest_one(make_options, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**vars(make_options()), "losses": ["bsss"]}))
+    assert main(["finetune", "--config", str(path)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("stochca finetune: unknown loss 'bsss': did you mean 'bss'? Valid are l2_sp, ")
+    assert errors.count("\n") == 1
+
+
+def test_lists_are_given_one_after_the_other(monkeypatch):
+    seen = []
+    monkeypatch.setattr("stochca.domainbed.domainbed", lambda options: seen.append(options) or {})
+    with contextlib.suppress(KeyError):
+        main(["domainbed", "--methods", "erm", "miro", "--seeds", "3", "4", "--test-domains", "a b", "c"])
+    assert (seen[0].methods, seen[0].seeds) == (["erm", "miro"], [3, 4])
+    assert seen[0].test_domains == ["a b", "c"]
+
+
+def test_domainbed_prints_its_tables(make_options, tmp_path, capsys):
+    for domain in ("art", "photo"):
+        write_images(tmp_path / "domains", {domain: 6}, classes=("ant", "bee"))
+    options = changes_of(make_options())
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**options, "data_dir": str(tmp_path / "domains"), "epochs": 1}))
+    output = str(tmp_path / "domainbed")
+    assert main(["domainbed", "--config", str(path), "--seeds", "0", "--output", output]) == 0
+    printed = capsys.readouterr().out
+    assert "| erm |" in printed
+    assert f"all runs and tables are in {output}" in printed
+
+
+def test_sweep_prints_its_table_and_names_what_failed(make_options, tmp_path, capsys):
+    options = changes_of(make_options())
+    del options["output"]
+    settings = "[{p: 0.5}, {name: broken, data_dir: /nowhere}]"
+    output = str(tmp_path / "sweep")
+    base = yaml.safe_dump({**options, "epochs": 1}, default_flow_style=True, width=10**6)
+    assert main(["sweep", "--base", base, "--settings", settings, "--seeds", "0", "--output", output]) == 1
+    printed = capsys.readouterr()
+    assert "| p=0.5 | 1 |" in printed.out
+    assert f"1 of 2 runs are in {output}" in printed.out
+    assert "broken" in printed.err
+    assert "/nowhere does not exist" in printed.err
+
+
 def test_abbreviated_flags_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["finetune", "--batch", "3"])
@@ -178,7 +250,10 @@ def test_abbreviated_flags_are_refused(capsys):
         ({"aa": "foo"}, "--aa foo is not a policy of timm: Unknown AA policy foo"),
         ({"aa": "rand-x3"}, "--aa rand-x3 is not a policy of timm"),
         ({"aa": "rand-m9.5"}, "--aa rand-m9.5 is not a policy of timm"),
-        ({"dataset": "foo/bar"}, "--dataset must be torch/..., hfds/..., hfids/..., tfds/..., wds/..., or empty"),
+        (
+            {"dataset": "foo/bar"},
+            "--dataset must be torch/..., hfds/..., hfids/..., tfds/..., wds/..., or empty",
+        ),
         ({"model": "vit_of_nobody"}, "cannot create vit_of_nobody: Unknown model"),
         ({"model": "resnet18", "img_size": None, "model_kwargs": {}}, "got ResNet"),
         ({"model_kwargs": {"dept": 2}}, "unexpected keyword argument 'dept'"),
