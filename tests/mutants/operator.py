@@ -1,46 +1,36 @@
-"""Break the code on purpose and see that a test notices.
+"""Faults of the operator."""
 
-    python -m tests.mutants [NAME ...]
+from tests.mutants.mutant import Mutant
 
-Each mutant replaces one text of one file in a copy of the tree and runs the tests that should fail there. One
-that survives is a fact that no test checks.
-"""
-
-import argparse
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import NamedTuple
-
-ROOT = Path(__file__).parents[1]
-FORWARD, BACKWARD = "stochca_kernels/forward.py", "stochca_kernels/backward.py"
-PRIMITIVES, AUTOGRAD = "stochca_kernels/primitives.py", "stochca_kernels/autograd.py"
+FORWARD = "stochca_kernels/forward.py"
+BACKWARD = "stochca_kernels/backward.py"
+PRIMITIVES = "stochca_kernels/primitives.py"
+AUTOGRAD = "stochca_kernels/autograd.py"
 OPERATOR = ("tests/kernels/test_operator.py", "-k", "triton")
-SDPA, ATTENTION = "stochca_kernels/sdpa.py", "stochca/attention.py"
-BLOCK, MODEL, PLAN, VIT = "stochca/block.py", "stochca/model.py", "stochca/plan.py", "stochca/vit.py"
-RECOMPUTE, PRECISION = "stochca/recompute.py", "stochca/precision.py"
-MEMORY = ("tests/method/test_memory.py",)
-EXACT, TRAINING = ("tests/method/test_exact.py",), ("tests/method/test_training.py",)
+SDPA = "stochca_kernels/sdpa.py"
+PRECISION = "stochca/precision.py"
+EXACT = ("tests/method/test_exact.py",)
 TRITON = ("tests/kernels/test_triton.py",)
 ACCURACY = (*TRITON, "-k", "eager_torch or log_sum_exp")
-SOFTMAX, PROJECTED = "stochca_kernels/softmax.py", "stochca_kernels/projected.py"
-JOINT, TOKENS = "stochca_kernels/backward_joint.py", "stochca_kernels/tokens.py"
-FEW_ROWS, COMPILATION = "stochca_kernels/few_rows.py", "stochca_kernels/compilation.py"
-TEST_JOINT, TEST_PROJECTED = ("tests/kernels/test_joint.py",), ("tests/kernels/test_projected.py",)
-TEST_TOKENS, TEST_DISPATCH = ("tests/kernels/test_tokens.py",), ("tests/kernels/test_dispatch.py",)
-
-
-class Mutant(NamedTuple):
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+SOFTMAX = "stochca_kernels/softmax.py"
+PROJECTED = "stochca_kernels/projected.py"
+JOINT = "stochca_kernels/backward_joint.py"
+TOKENS = "stochca_kernels/tokens.py"
+FEW_ROWS = "stochca_kernels/few_rows.py"
+COMPILATION = "stochca_kernels/compilation.py"
+TEST_JOINT = ("tests/kernels/test_joint.py",)
+TEST_PROJECTED = ("tests/kernels/test_projected.py",)
+TEST_TOKENS = ("tests/kernels/test_tokens.py",)
+TEST_DISPATCH = ("tests/kernels/test_dispatch.py",)
 
 MUTANTS = [
+    Mutant(
+        "tf32_is_cut_off",
+        PRIMITIVES,
+        "((bits + 0x1000) & -0x2000)",
+        "(bits & -0x2000)",
+        ("tests/kernels/test_primitives.py",),
+    ),
     Mutant(
         "branch_flipped",
         FORWARD,
@@ -169,170 +159,11 @@ MUTANTS = [
     ),
     Mutant("unselected_side_read", SDPA, "zero_where(kv, use_source)", "kv", (*OPERATOR[:1],)),
     Mutant(
-        "source_stops_one_block_early",
-        MODEL,
-        "advance = plan.advances_source(i)",
-        "advance = plan.advances_source(i + 1)",
-        EXACT,
-    ),
-    Mutant(
-        "source_runs_to_the_end",
-        MODEL,
-        "advance = plan.advances_source(i)",
-        "advance = True",
-        (*EXACT, "-k", "no_further"),
-    ),
-    Mutant(
-        "checkpointing_does_nothing",
-        MODEL,
-        "checkpointing = self.target.grad_checkpointing and torch.is_grad_enabled()",
-        "checkpointing = False",
-        (*TRAINING, "-k", "checkpointing"),
-    ),
-    Mutant(
-        "compile_does_nothing",
-        MODEL,
-        "self._target_step = CompiledPerCase(target_step, *args, **kwargs)",
-        "self._target_step = target_step",
-        (*TRAINING, "-k", "compiled"),
-    ),
-    Mutant(
-        "cases_share_their_limit",
-        "stochca/compile.py",
-        "self._compile(_copy(self._function))",
-        "self._compile(self._function)",
-        (*TRAINING, "-k", "exhausts"),
-    ),
-    Mutant(
         "unselected_projection_projected",
         "stochca_kernels/attention.py",
         "kv = zero_where(kv, use_source)",
         "kv = kv",
         (*OPERATOR[:1], "-k", "unselected_projection"),
-    ),
-    Mutant("recipe_outlives_its_tensor", RECOMPUTE, "self._recipes.pop(key, None)", "None", MEMORY),
-    Mutant("recipe_of_a_changed_tensor", RECOMPUTE, "recipe.version != tensor._version", "False", MEMORY),
-    Mutant(
-        "recipe_without_autocast", RECOMPUTE, "torch.no_grad(), self.autocast()", "torch.no_grad()", MEMORY
-    ),
-    Mutant("recipe_computed_for_each_view", RECOMPUTE, "if self.waiting <= 0:", "if True:", MEMORY),
-    Mutant("graph_keeps_itself", RECOMPUTE, "_Versions([tensor.detach()])", "_Versions([tensor])", MEMORY),
-    Mutant(
-        "pair_is_kept",
-        MODEL,
-        "recomputation.instead_of(source_kv, keys, projection.x, weights=attn.qkv.parameters())",
-        "pass",
-        MEMORY,
-    ),
-    Mutant("changed_weights_pass", RECOMPUTE, "if tensor._version != version:", "if False:", MEMORY),
-    Mutant(
-        "weights_of_recipes_pass", RECOMPUTE, "_Versions([*inputs, *weights])", "_Versions(inputs)", MEMORY
-    ),
-    Mutant("hooks_of_users_are_ignored", RECOMPUTE, "if not module._forward_hooks:", "if True:", MEMORY),
-    Mutant("norm_of_two_layers_is_cast", RECOMPUTE, 'hasattr(block.mlp, "fc1")', "True", MEMORY),
-    Mutant("scales_are_powers_of_two", PRECISION, "round_scales_to_power_of_2=False", "", MEMORY),
-    Mutant(
-        "weights_stay_cast_back",
-        MODEL,
-        "self._holds_source_dtype = self.source_dtype is None",
-        "pass",
-        MEMORY,
-    ),
-    Mutant("norms_are_kept", MODEL, "() if compiled else self.target.blocks", "()", MEMORY),
-    Mutant("weights_are_not_held", MODEL, "hold_weights(self.source, self.source_dtype)", "pass", MEMORY),
-    Mutant("keys_in_float8", PRECISION, 'and "qkv" not in name', "", MEMORY),
-    Mutant("arithmetic_is_not_checked", PRECISION, "if met != wanted:", "if False:", MEMORY),
-    Mutant(
-        "class_rows_in_two_layouts",
-        MODEL,
-        "x = x[:, :rows].contiguous()",
-        "x = x[:, :rows]",
-        (*TRAINING, "-k", "no_order"),
-    ),
-    Mutant(
-        "cases_share_a_name",
-        "stochca/compile.py",
-        'co_name=f"{function.__name__}_{next(_NUMBERS)}"',
-        "",
-        (*TRAINING, "-k", "no_order"),
-    ),
-    Mutant(
-        "wrong_step_is_timed",
-        "bench/step/check.py",
-        "if not ratio <= allowed[name]:",
-        "if False:",
-        ("tests/test_bench_step.py",),
-    ),
-    Mutant(
-        "stale_result_looks_fresh",
-        "bench/report/recorded.py",
-        'return not result.get("code") or bool(self._changed(result) or self._other_inputs(result))',
-        "return False",
-        ("tests/test_report.py",),
-    ),
-    Mutant(
-        "coins_on_paper_cost_nothing",
-        "bench/cost.py",
-        "done[Part.CROSS if coin else Part.SELF] += 1",
-        "done[Part.SELF] += 1",
-        ("tests/test_cost.py",),
-    ),
-    Mutant(
-        "fastest_rank_is_waited_for",
-        "bench/scaling/waiting.py",
-        "np.cumsum(chances[order]) ** count",
-        "np.cumsum(chances[order])",
-        ("tests/test_scaling.py",),
-    ),
-    Mutant("source_in_train_mode", MODEL, "source.eval()", "source.train()", TRAINING),
-    Mutant("source_stays_behind", MODEL, "self.source._apply(fn, recurse)", "pass", TRAINING),
-    Mutant("layers_without_prefix", MODEL, "^target\\.(?:", "(?:", (*TRAINING, "-k", "layer_decay")),
-    Mutant("class_rows_too_early", PLAN, "if coin is not True", "if coin is False", EXACT),
-    Mutant(
-        "coins_forget_the_step",
-        PLAN,
-        "default_rng([self.seed, self.step])",
-        "default_rng([self.seed, 0])",
-        ("tests/method/test_plan.py",),
-    ),
-    Mutant(
-        "coins_per_rank",
-        PLAN,
-        "default_rng([self.seed, self.step])",
-        "default_rng()",
-        (*TRAINING, "-k", "two_processes"),
-    ),
-    Mutant("one_mask_for_both_branches", BLOCK, "branch * masks[1]", "branch * masks[0]", EXACT),
-    Mutant(
-        "residual_of_all_rows",
-        BLOCK,
-        "x if num_rows is None else x[:, :num_rows]\n    return",
-        "x\n    return",
-        EXACT,
-    ),
-    Mutant(
-        "query_norm_forgotten",
-        ATTENTION,
-        "return attn.q_norm(_split_heads(attn, q, 1)[0])",
-        "return _split_heads(attn, q, 1)[0]",
-        EXACT,
-    ),
-    Mutant(
-        "key_norm_out_of_the_graph",
-        ATTENTION,
-        "*_parameters(attn.k_norm))",
-        "*())",
-        (*TRAINING, "-k", "two_processes"),
-    ),
-    Mutant(
-        "gate_forgotten",
-        ATTENTION,
-        "out = out * gate(x).sigmoid()",
-        "pass",
-        ("tests/method/test_attention.py",),
-    ),
-    Mutant(
-        "renormalised_backwards", VIT, "(m - m0) / s0", "(m0 - m) / s0", (*TRAINING, "-k", "renormalisation")
     ),
     Mutant("delta_forgotten", BACKWARD, "probs * (dprobs - delta[None, :])", "probs * dprobs", ACCURACY),
     Mutant(
@@ -387,8 +218,8 @@ MUTANTS = [
     Mutant(
         "joint_dq_of_the_last_part_alone",
         JOINT,
-        "dlogits, dq, input_precision",
-        "dlogits, dq * 0, input_precision",
+        "dlogits, dq, PRECISION)",
+        "dlogits, dq * 0, PRECISION)",
         (*TEST_JOINT, "-k", "eager_torch"),
     ),
     Mutant(
@@ -555,8 +386,8 @@ MUTANTS = [
     Mutant(
         "few_rows_take_the_long_way",
         "stochca_kernels/attention.py",
-        "use_source, source_q) and len(widths) == 1",
-        "use_source, source_q) and False",
+        "if len(widths) == 1:",
+        "if False:",
         TEST_DISPATCH,
     ),
     Mutant(
@@ -618,8 +449,8 @@ MUTANTS = [
     Mutant(
         "tokens_read_twice",
         TOKENS,
-        "WIDTHS, STREAMS)\n            tile = tl.dot(probs",
-        "WIDTHS, True)\n            tile = tl.dot(probs",
+        "WIDTHS, STREAMS)\n            tile = dot(probs",
+        "WIDTHS, True)\n            tile = dot(probs",
         (*TEST_TOKENS, "-k", "loaded_once"),
     ),
     Mutant(
@@ -660,8 +491,8 @@ MUTANTS = [
     Mutant(
         "tokens_of_two_widths",
         "stochca_kernels/attention.py",
-        "and len(widths) == 1",
-        "and len(widths) <= 2",
+        "if len(widths) == 1:",
+        "if len(widths) <= 2:",
         (*OPERATOR[:2], "differ_in_width"),
     ),
     Mutant(
@@ -672,44 +503,3 @@ MUTANTS = [
         (*TRITON, "-k", "minus_infinity"),
     ),
 ]
-
-
-def survives(mutant: Mutant) -> bool:
-    """Run the tests of one mutant in a copy of the tree. Passing tests mean that nothing noticed."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "tree"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info"))
-        path = copy / mutant.file
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            raise SystemExit(
-                f"{mutant.name}: the old text is {text.count(mutant.old)} times in {mutant.file}"
-            )
-        path.write_text(text.replace(mutant.old, mutant.new))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
-        result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-    if result.returncode > 1:  # neither passed, nor failed, nor killed by a signal: no verdict
-        raise SystemExit(f"{mutant.name}: pytest could not run\n{result.stdout}{result.stderr}")
-    return result.returncode == 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "names", nargs="*", choices=[[], *(mutant.name for mutant in MUTANTS)], metavar="NAME"
-    )
-    names = parser.parse_args().names
-    survivors = []
-    for mutant in MUTANTS:
-        if not names or mutant.name in names:
-            survived = survives(mutant)
-            survivors += [mutant.name] * survived
-            sys.stdout.write(f"{'SURVIVED' if survived else 'killed  '} {mutant.name}\n")
-            sys.stdout.flush()
-    return 1 if survivors else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

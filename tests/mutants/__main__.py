@@ -1,0 +1,37 @@
+"""Break the code on purpose and see that a test notices.
+
+    python -m tests.mutants [NAME ...]
+
+Each mutant replaces one text of one file in a copy of the tree and runs the tests that should fail there. One
+that survives is a fact that no test checks.
+"""
+
+import argparse
+import sys
+
+from tests.mutants import engine, method, operator
+from tests.mutants.mutant import survives
+
+MUTANTS = [*operator.MUTANTS, *method.MUTANTS, *engine.MUTANTS]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *(mutant.name for mutant in MUTANTS)], metavar="NAME"
+    )
+    names = parser.parse_args().names
+    survivors = []
+    for mutant in MUTANTS:
+        if not names or mutant.name in names:
+            survived = survives(mutant)
+            survivors += [mutant.name] * survived
+            sys.stdout.write(f"{'SURVIVED' if survived else 'killed  '} {mutant.name}\n")
+            sys.stdout.flush()
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Faults of the method."""
+
+from tests.mutants.mutant import Mutant
+
+ATTENTION = "stochca/attention.py"
+BLOCK = "stochca/block.py"
+MODEL = "stochca/model.py"
+PLAN = "stochca/plan.py"
+VIT = "stochca/vit.py"
+RECOMPUTE = "stochca/recompute.py"
+PRECISION = "stochca/precision.py"
+MEMORY = ("tests/method/test_memory.py",)
+EXACT = ("tests/method/test_exact.py",)
+TRAINING = ("tests/method/test_training.py",)
+
+MUTANTS = [
+    Mutant(
+        "source_stops_one_block_early",
+        MODEL,
+        "advance = plan.advances_source(i)",
+        "advance = plan.advances_source(i + 1)",
+        EXACT,
+    ),
+    Mutant(
+        "source_runs_to_the_end",
+        MODEL,
+        "advance = plan.advances_source(i)",
+        "advance = True",
+        (*EXACT, "-k", "no_further"),
+    ),
+    Mutant(
+        "checkpointing_does_nothing",
+        MODEL,
+        "checkpointing = self.target.grad_checkpointing and torch.is_grad_enabled()",
+        "checkpointing = False",
+        (*TRAINING, "-k", "checkpointing"),
+    ),
+    Mutant(
+        "compile_does_nothing",
+        MODEL,
+        "self._target_step = CompiledPerCase(target_step, *args, **kwargs)",
+        "self._target_step = target_step",
+        (*TRAINING, "-k", "compiled"),
+    ),
+    Mutant(
+        "cases_share_their_limit",
+        "stochca/compile.py",
+        "self._compile(_copy(self._function))",
+        "self._compile(self._function)",
+        (*TRAINING, "-k", "exhausts"),
+    ),
+    Mutant("recipe_outlives_its_tensor", RECOMPUTE, "self._recipes.pop(key, None)", "None", MEMORY),
+    Mutant("recipe_of_a_changed_tensor", RECOMPUTE, "recipe.version != tensor._version", "False", MEMORY),
+    Mutant(
+        "recipe_without_autocast", RECOMPUTE, "torch.no_grad(), self.autocast()", "torch.no_grad()", MEMORY
+    ),
+    Mutant("recipe_computed_for_each_view", RECOMPUTE, "if self.waiting <= 0:", "if True:", MEMORY),
+    Mutant("graph_keeps_itself", RECOMPUTE, "_Versions([tensor.detach()])", "_Versions([tensor])", MEMORY),
+    Mutant(
+        "pair_is_kept",
+        MODEL,
+        "recomputation.instead_of(source_kv, keys, projection.x, weights=attn.qkv.parameters())",
+        "pass",
+        MEMORY,
+    ),
+    Mutant("changed_weights_pass", RECOMPUTE, "if tensor._version != version:", "if False:", MEMORY),
+    Mutant(
+        "weights_of_recipes_pass", RECOMPUTE, "_Versions([*inputs, *weights])", "_Versions(inputs)", MEMORY
+    ),
+    Mutant("hooks_of_users_are_ignored", RECOMPUTE, "if not module._forward_hooks:", "if True:", MEMORY),
+    Mutant("norm_of_two_layers_is_cast", RECOMPUTE, 'hasattr(block.mlp, "fc1")', "True", MEMORY),
+    Mutant("scales_are_powers_of_two", PRECISION, "round_scales_to_power_of_2=False", "", MEMORY),
+    Mutant(
+        "weights_stay_cast_back",
+        MODEL,
+        "self._holds_source_dtype = self.source_dtype is None",
+        "pass",
+        MEMORY,
+    ),
+    Mutant("norms_are_kept", MODEL, "() if compiled else self.target.blocks", "()", MEMORY),
+    Mutant("weights_are_not_held", MODEL, "hold_weights(self.source, self.source_dtype)", "pass", MEMORY),
+    Mutant("keys_in_float8", PRECISION, 'and "qkv" not in name', "", MEMORY),
+    Mutant("arithmetic_is_not_checked", PRECISION, "if met != wanted:", "if False:", MEMORY),
+    Mutant(
+        "class_rows_in_two_layouts",
+        MODEL,
+        "x = x[:, :rows].contiguous()",
+        "x = x[:, :rows]",
+        (*TRAINING, "-k", "no_order"),
+    ),
+    Mutant(
+        "cases_share_a_name",
+        "stochca/compile.py",
+        'co_name=f"{function.__name__}_{next(_NUMBERS)}"',
+        "",
+        (*TRAINING, "-k", "no_order"),
+    ),
+    Mutant(
+        "wrong_step_is_timed",
+        "bench/step/check.py",
+        "if not ratio <= allowed[name]:",
+        "if False:",
+        ("tests/test_bench_step.py",),
+    ),
+    Mutant(
+        "stale_result_looks_fresh",
+        "bench/report/recorded.py",
+        'return not result.get("code") or bool(self._changed(result) or self._other_inputs(result))',
+        "return False",
+        ("tests/test_report.py",),
+    ),
+    Mutant(
+        "coins_on_paper_cost_nothing",
+        "bench/cost.py",
+        "done[Part.CROSS if coin else Part.SELF] += 1",
+        "done[Part.SELF] += 1",
+        ("tests/test_cost.py",),
+    ),
+    Mutant(
+        "fastest_rank_is_waited_for",
+        "bench/scaling/waiting.py",
+        "np.cumsum(chances[order]) ** count",
+        "np.cumsum(chances[order])",
+        ("tests/test_scaling.py",),
+    ),
+    Mutant("source_in_train_mode", MODEL, "source.eval()", "source.train()", TRAINING),
+    Mutant("source_stays_behind", MODEL, "self.source._apply(fn, recurse)", "pass", TRAINING),
+    Mutant("layers_without_prefix", MODEL, "^target\\.(?:", "(?:", (*TRAINING, "-k", "layer_decay")),
+    Mutant("class_rows_too_early", PLAN, "if coin is not True", "if coin is False", EXACT),
+    Mutant(
+        "coins_forget_the_step",
+        PLAN,
+        "default_rng([self.seed, self.step, *own])",
+        "default_rng([self.seed, 0, *own])",
+        ("tests/method/test_plan.py",),
+    ),
+    Mutant(
+        "coins_per_rank",
+        PLAN,
+        "default_rng([self.seed, self.step, *own])",
+        "default_rng()",
+        (*TRAINING, "-k", "two_processes"),
+    ),
+    Mutant("one_mask_for_both_branches", BLOCK, "branch * masks[1]", "branch * masks[0]", EXACT),
+    Mutant(
+        "residual_of_all_rows",
+        BLOCK,
+        "x if num_rows is None else x[:, :num_rows]\n    return",
+        "x\n    return",
+        EXACT,
+    ),
+    Mutant(
+        "query_norm_forgotten",
+        ATTENTION,
+        "return attn.q_norm(_split_heads(attn, q, 1)[0])",
+        "return _split_heads(attn, q, 1)[0]",
+        EXACT,
+    ),
+    Mutant(
+        "key_norm_out_of_the_graph",
+        ATTENTION,
+        "*_parameters(attn.k_norm))",
+        "*())",
+        (*TRAINING, "-k", "two_processes"),
+    ),
+    Mutant(
+        "gate_forgotten",
+        ATTENTION,
+        "out = out * gate(x).sigmoid()",
+        "pass",
+        ("tests/method/test_attention.py",),
+    ),
+    Mutant(
+        "renormalised_backwards", VIT, "(m - m0) / s0", "(m0 - m) / s0", (*TRAINING, "-k", "renormalisation")
+    ),
+]
