@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
+import secrets
 import shlex
 import signal
 import threading
@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stochca.checkpoint import write_atomically
 from stochca.config import RunOptions
 from stochca.distributed import World
 
 Log = Callable[[dict[str, Any]], None]
+
+WANDB_ID = "wandb_id.txt"
 
 
 class Interrupted(Exception):
@@ -128,21 +131,22 @@ class RunningMeans:
 
 
 @contextlib.contextmanager
-def loggers(options: RunOptions, output: Path, step: int) -> Iterator[Log]:
+def loggers(options: RunOptions, output: Path, last_step: int) -> Iterator[Log]:
     """Log evaluations to TensorBoard and to Weights & Biases, where they are asked for.
 
     Args:
         options: Of the run.
         output: Its folder.
-        step: Where the run starts: what an interrupted run logged after it is dropped, or not logged again.
+        last_step: Of the last evaluation before this start, -1 if there was none: what an interrupted run
+            logged after it is dropped, or not logged again.
 
     Raises:
-        ValueError: A package is not installed.
+        ValueError: A package is not installed, or Weights & Biases lets nobody in.
     """
     with contextlib.ExitStack() as stack:
         logs = []
         if options.log_tensorboard:
-            logs.append(stack.enter_context(_tensorboard(output / "tensorboard", step)))
+            logs.append(stack.enter_context(_tensorboard(output / "tensorboard", last_step)))
         if options.log_wandb:
             logs.append(stack.enter_context(_wandb(options, output)))
 
@@ -154,7 +158,7 @@ def loggers(options: RunOptions, output: Path, step: int) -> Iterator[Log]:
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: Path, step: int) -> Iterator[Log]:
+def _tensorboard(folder: Path, last_step: int) -> Iterator[Log]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -167,7 +171,7 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Log]:
             writer.add_scalar(name, value, row["step"])
         writer.flush()
 
-    with SummaryWriter(folder, purge_step=step + 1) as writer:
+    with SummaryWriter(folder, purge_step=last_step + 1) as writer:
         yield log
 
 
@@ -179,14 +183,24 @@ def _wandb(options: RunOptions, output: Path) -> Iterator[Log]:
         raise ValueError(
             f"--log-wandb needs Weights & Biases: pip install stochca[wandb] ({error})"
         ) from error
-    # The same for a resumed run, which goes on in it.
-    name = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
-    with wandb.init(
-        project=options.wandb_project or "stochca",
-        name=output.name,
-        id=name,
-        resume="allow",
-        dir=output,
-        config=dataclasses.asdict(options),
-    ) as run:
+    # Of a run of its own for each run of ours, which a resumed one goes on in.
+    id_file = output / WANDB_ID
+    if options.resume is None or not id_file.is_file():
+
+        def write(file: Path) -> None:
+            file.write_text(secrets.token_hex(8))
+
+        write_atomically(id_file, write)
+    try:
+        run = wandb.init(
+            project=options.wandb_project or "stochca",
+            name=output.name,
+            id=id_file.read_text(),
+            resume="allow",
+            dir=output,
+            config=dataclasses.asdict(options),
+        )
+    except wandb.Error as error:
+        raise ValueError(f"--log-wandb: {error}") from error
+    with run:
         yield lambda row: run.log(row, step=row["step"])

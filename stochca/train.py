@@ -126,7 +126,7 @@ class Trainer:
         options = self.options
         if not self.world.is_primary:
             options = dataclasses.replace(options, log_tensorboard=False, log_wandb=False)
-        with self.stop, loggers(options, self.output, self.step) as log, self._bar() as bar:
+        with self.stop, loggers(options, self.output, self.history.last_step) as log, self._bar() as bar:
             if self.step and self._evaluation_is_due():
                 self._evaluate(log)
             while not self._is_over():
