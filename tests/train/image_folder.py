@@ -1,6 +1,5 @@
 """Image files that the tests write, and a model small enough for them."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,3 @@ def write_images(root: Path, splits: dict[str, int], classes=("ant", "bee", "cow
                 image = Image.fromarray(pixels.astype("uint8"))
                 image.save(folder / f"{i}.{'png' if i % 2 else 'jpg'}")
     return root
-
-
-def csv_rows(output: str | Path) -> list[dict[str, float]]:
-    """The metrics of a run."""
-    with open(Path(output) / "metrics.csv") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from image_folder import csv_rows
+from interruption import read_metrics, resumed, stop_after
 
-from stochca.config import FinetuneOptions
 from stochca.progress import Interrupted
 from stochca.train import Trainer, finetune
 
@@ -63,21 +62,6 @@ def logged_by(output):
     return started
 
 
-def interrupt_after(monkeypatch, step):
-    train_step = Trainer._train_step
-
-    def stopping(self, *args):
-        if self.step + 1 == step:
-            self.stop.signum = 15
-        return train_step(self, *args)
-
-    monkeypatch.setattr(Trainer, "_train_step", stopping)
-
-
-def resumed(options, **changes):
-    return FinetuneOptions(**{**vars(options), "resume": options.output, **changes})
-
-
 @pytest.mark.usefixtures("offline")
 def test_wandb_gets_the_options_and_every_evaluation(make_options):
     options = make_options(log_wandb=True, wandb_project="birds", losses=["l2_sp"])
@@ -85,7 +69,7 @@ def test_wandb_gets_the_options_and_every_evaluation(make_options):
     ((run, config, rows),) = logged_by(options.output)
     assert (run.project, run.display_name) == ("birds", "run")
     assert {name: config[name] for name in vars(options)} == vars(options)
-    assert rows == csv_rows(options.output)
+    assert rows == read_metrics(options.output)
     assert len(rows) == 3
     assert "train_l2_sp" in rows[0]
 
@@ -94,7 +78,7 @@ def test_wandb_gets_the_options_and_every_evaluation(make_options):
 def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(make_options, monkeypatch, tmp_path):
     options = make_options(log_wandb=True)
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 6)
+        stop_after(patch, 6)
         with pytest.raises(Interrupted):
             finetune(options)
     time.sleep(1.1)  # W&B names folders by the second
@@ -106,7 +90,7 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(make_options, monkeypatc
     assert first.run_id == second.run_id
     assert [row["step"] for row in rows] == [4]
     assert [row["step"] for row in more] == [8, 12]
-    assert rows + more == csv_rows(moved)
+    assert rows + more == read_metrics(moved)
     assert first.project == "stochca"
 
 
@@ -143,18 +127,18 @@ def test_tensorboard_of_a_resumed_run_has_each_evaluation_once(make_options, mon
 
     options = make_options(log_tensorboard=True, losses=["l2_sp"])
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 4)
+        stop_after(patch, 4)
         with pytest.raises(Interrupted):
             finetune(options)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save", lambda self: None)  # as a crash after it was logged
-        interrupt_after(patch, 9)
+        stop_after(patch, 9)
         with pytest.raises(Interrupted):
             finetune(resumed(options))
     finetune(resumed(options))
     events = EventAccumulator(f"{options.output}/tensorboard")
     events.Reload()
-    rows = csv_rows(options.output)
+    rows = read_metrics(options.output)
     assert set(events.Tags()["scalars"]) == set(rows[0])
     for name in rows[0]:
         logged = [(event.step, event.value) for event in events.Scalars(name)]

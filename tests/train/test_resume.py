@@ -1,6 +1,5 @@
 """A run that is stopped, anywhere and in any way, ends as if it had not been."""
 
-import csv
 import errno
 import os
 import shutil
@@ -14,6 +13,7 @@ import pytest
 import torch
 import yaml
 from image_folder import TINY, write_images
+from interruption import assert_same_run, resumed, stop_after
 from safetensors.torch import load_file
 
 import stochca.checkpoint
@@ -21,7 +21,7 @@ import stochca.progress
 from stochca.checkpoint import load_state, write_atomically
 from stochca.config import FinetuneOptions
 from stochca.progress import Interrupted, StopRequest
-from stochca.train import Trainer, finetune
+from stochca.train import finetune
 
 # Everything that has a state: dropout, stochastic depth, augmentation, coins, moments, accumulation.
 STATEFUL = {
@@ -50,36 +50,6 @@ def uninterrupted(folder, tmp_path_factory):
         return done[key]
 
     return run
-
-
-def assert_same_run(output, expected):
-    for name in ("last.safetensors", "best.safetensors"):
-        ours, theirs = load_file(f"{output}/{name}"), load_file(f"{expected}/{name}")
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    rows = []
-    for folder in (output, expected):
-        with open(f"{folder}/metrics.csv") as file:
-            rows.append(list(csv.DictReader(file)))
-    for ours, theirs in zip(*rows, strict=True):
-        for name in ours.keys() - {"seconds", "images_per_second"}:
-            assert ours[name] == theirs[name], name
-
-
-def resumed(options: FinetuneOptions, **changes) -> FinetuneOptions:
-    return FinetuneOptions(**{**vars(options), "resume": options.output, **changes})
-
-
-def stop_after(monkeypatch, step: int, signum=signal.SIGTERM):
-    """Send this process a signal within a step."""
-    train_step = Trainer._train_step
-
-    def step_and_signal(self, *args):
-        if self.step + 1 == step:
-            os.kill(os.getpid(), signum)
-        return train_step(self, *args)
-
-    monkeypatch.setattr(Trainer, "_train_step", step_and_signal)
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))

@@ -1,6 +1,5 @@
 """What a run computes and writes."""
 
-import csv
 import json
 import math
 import sys
@@ -10,6 +9,7 @@ import pytest
 import timm
 import torch
 from image_folder import TINY, write_images
+from interruption import read_metrics
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -26,8 +26,7 @@ def weights_of(options):
 
 
 def metrics_of(options):
-    with open(f"{options.output}/metrics.csv") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return read_metrics(options.output)
 
 
 def best_of(options):

@@ -1,0 +1,44 @@
+"""Runs that are stopped and resumed, and what makes two runs the same."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from stochca.config import FinetuneOptions
+from stochca.train import Trainer
+
+
+def stop_after(monkeypatch, step: int, signum=signal.SIGTERM):
+    """Send this process a signal within a step."""
+    train_step = Trainer._train_step
+
+    def step_and_signal(self, *args):
+        if self.step + 1 == step:
+            os.kill(os.getpid(), signum)
+        return train_step(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train_step", step_and_signal)
+
+
+def resumed(options: FinetuneOptions, **changes) -> FinetuneOptions:
+    return FinetuneOptions(**{**vars(options), "resume": options.output, **changes})
+
+
+def read_metrics(output: str | Path) -> list[dict[str, float]]:
+    with open(Path(output) / "metrics.csv") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_same_run(output, expected):
+    """The same weights and metrics, bit for bit."""
+    for name in ("last.safetensors", "best.safetensors"):
+        ours, theirs = load_file(f"{output}/{name}"), load_file(f"{expected}/{name}")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    for ours, theirs in zip(read_metrics(output), read_metrics(expected), strict=True):
+        for name in ours.keys() - {"seconds", "images_per_second"}:
+            assert ours[name] == theirs[name], name
