@@ -1,11 +1,28 @@
-"""What does not fit is refused before anything is trained."""
+"""Which runs there are; what does not fit is refused before anything is trained."""
 
 import shutil
 
 import pytest
 
 from stochca.domainbed import domainbed
+from stochca.domainbed.plan import make_plan
 from tests.train.image_folder import write_images
+
+
+def test_methods_can_be_compared_after_the_first_domain(make_options, tmp_path):
+    runs = make_plan(make_options(methods=["miro", "erm"], seeds=[3, 1], test_domains=["ink", "clay"])).runs()
+    assert [(run.method, run.seed, run.domain) for run in runs] == [
+        (method, seed, domain) for seed in (3, 1) for domain in ("ink", "clay") for method in ("miro", "erm")
+    ]
+    for run in runs:
+        assert run.folder == tmp_path / "bed" / run.method / f"seed-{run.seed}" / run.domain
+        assert run.options.seed == run.seed
+
+
+def test_a_run_does_not_depend_on_what_other_runs_there_are(make_options):
+    few = make_plan(make_options(methods=["miro"], seeds=[1], test_domains=["ink"])).runs()
+    many = make_plan(make_options(methods=["erm", "miro"], seeds=[0, 1], spread="standard deviation")).runs()
+    assert few[0] in many
 
 
 @pytest.mark.parametrize(
