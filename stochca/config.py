@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stochca.statistics import Spread
+
 # What timm resizes with, in training as in evaluation.
 INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
 
@@ -317,9 +319,7 @@ class DomainOptions:
     miro_weight: float = _option(1.0, "weight of MIRO")
     seeds: list[int] = _option([0, 1, 2], "one run each, split of the domains included")
     holdout_fraction: float = _option(0.2, "share of each domain that is held out, to select by")
-    spread: Literal["standard deviation", "standard error"] = _option(
-        "standard error", "over seeds, in the tables"
-    )
+    spread: Spread = _option("standard error", "over seeds, in the tables")
 
 
 @dataclass(kw_only=True)

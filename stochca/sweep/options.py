@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stochca.config import MAX_SEED, _option
+from stochca.statistics import Spread
 
-Spread = Literal["standard deviation", "standard error"]
 Metric = Literal["best_top1", "last_top1"]
 
 
