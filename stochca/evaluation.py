@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stochca.checkpoint import load_weights, read_metadata
-from stochca.config import DeviceOptions, EvaluateOptions, FinetuneOptions, RecipeOptions
+from stochca.config import DeviceOptions, EvaluateOptions, RecipeOptions
 from stochca.data import Images, ImageStream, check_classes, make_loader, open_images
 from stochca.distributed import World, resolve_device
 from stochca.run_data import RunData, evaluation_loader
@@ -109,18 +109,10 @@ class Evaluator:
             results[name] = result
         return results
 
-    def test(self, model: nn.Module, options: FinetuneOptions) -> dict[str, float]:
+    def test(self, model: nn.Module) -> dict[str, float]:
         """The result of `evaluate` on the images that have selected nothing."""
-        assert options.test_split is not None
-        images = open_images(
-            options.data_dir,
-            options.dataset,
-            options.test_split,
-            is_training=False,
-            num_samples=options.val_num_samples,
-        )
-        check_classes(self.data.classes, images.classes, f"the split {options.test_split!r}", "the run")
-        result = self._evaluate(model, self._loader(images))
+        assert self.data.test is not None
+        result = self._evaluate(model, self._loader(self.data.test))
         assert result is not None  # nobody stops it
         return result
 

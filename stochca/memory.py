@@ -25,6 +25,7 @@ def largest_fitting(model: StochCA, input_size: Sequence[int], batch_size: int) 
         while batch_size > 1:
             batch_size //= 2
             free_memory()
+            model.coins.step = max(step - 1, 0)  # the coins of the step that did not fit
             with contextlib.suppress(torch.OutOfMemoryError):
                 model(torch.zeros(batch_size, *input_size, device=device)).float().sum().backward()
                 return batch_size

@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.data import Mixup, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
+from timm.models import load_state_dict
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -81,19 +82,29 @@ def target_kwargs(options: RecipeOptions, num_classes: int) -> dict[str, Any]:
 
 def _resample_as_torchvision(target: TimmViT, options: RecipeOptions, create: dict[str, Any]) -> None:
     """Resample the position embeddings of the weights anew, as torchvision does it."""
-    if getattr(target, "num_prefix_tokens", 0) != 1 or getattr(target, "pos_embed", None) is None:
+    has_class = getattr(target, "num_prefix_tokens", 0) == 1 and not getattr(target, "no_embed_class", False)
+    if not has_class or getattr(target, "pos_embed", None) is None:
         raise ValueError(
             f"--pos-embed-interpolation torchvision is for a position embedding with one class token, "
             f"{options.model} has another"
         )
-    own_size = timm.create_model(options.model, **create, **options.model_kwargs)
-    state = OrderedDict({"encoder.pos_embedding": own_size.pos_embed.data})
+    state = OrderedDict({"encoder.pos_embedding": _pos_embed_of_weights(options, create)})
     (height, width), (patch, _) = target.patch_embed.img_size, target.patch_embed.patch_size
     if height != width:
         raise ValueError(f"--pos-embed-interpolation torchvision is for squares, got {height}x{width}")
     resampled = interpolate_embeddings(height, patch, state)["encoder.pos_embedding"]
     with torch.no_grad():
         target.pos_embed.copy_(resampled)
+
+
+def _pos_embed_of_weights(options: RecipeOptions, create: dict[str, Any]) -> torch.Tensor:
+    """The position embedding as the weights have it, which may be of another size than the model's own."""
+    path = options.pretrained_path
+    if options.pretrained and path is not None and not path.endswith(".npz"):
+        state = load_state_dict(path, device="cpu")
+        if "pos_embed" in state:
+            return state["pos_embed"].float()
+    return timm.create_model(options.model, **create, **options.model_kwargs).pos_embed.data
 
 
 def probability(options: StochCAOptions, draws_per_epoch: int, epochs: int) -> Callable[[int], float] | Any:

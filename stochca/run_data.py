@@ -28,11 +28,13 @@ class RunData(NamedTuple):
         train: A dataset, or several domains of which every batch holds equally many images.
         evaluations: The splits that are evaluated on, by name.
         selection: Those whose mean accuracy, or loss, selects the best checkpoint.
+        test: What the best checkpoint is evaluated on once, at the end, if anything.
     """
 
     train: Images | ImageStream | Sequence[Images]
     evaluations: Mapping[str, Images | ImageStream]
     selection: Sequence[str]
+    test: Images | ImageStream | None = None
 
     @property
     def parts(self) -> Sequence[Images | ImageStream]:
@@ -110,8 +112,12 @@ def finetune_data(options: FinetuneOptions) -> RunData:
     if options.train_subset < 1:
         seed = options.seed if options.subset_seed is None else options.subset_seed
         train = subset_per_class(train, options.train_subset, seed)
-    val = open_images(
-        *where, options.val_split, is_training=False, num_samples=options.val_num_samples, **how
-    )
-    check_classes(train.classes, val.classes, f"the split {options.val_split!r}", repr(options.train_split))
-    return RunData(train, {"val": val}, ["val"])
+
+    def evaluated(split: str) -> Images | ImageStream:
+        images = open_images(*where, split, is_training=False, num_samples=options.val_num_samples, **how)
+        check_classes(train.classes, images.classes, f"the split {split!r}", repr(options.train_split))
+        return images
+
+    val = evaluated(options.val_split)
+    test = None if options.test_split is None else evaluated(options.test_split)
+    return RunData(train, {"val": val}, ["val"], test)

@@ -315,10 +315,10 @@ class Trainer:
                 summary |= {f"swad_{name}": metric for name, metric in metrics.items()}
                 if self.world.is_primary:
                     files.save_weights(self.output / files.SWAD, weights, self._metadata())
-        if isinstance(self.options, FinetuneOptions) and self.options.test_split is not None:
+        if self.data.test is not None:
             model = self._plain_target()
             files.load_weights(self.output / files.BEST, model, self.options.model)
-            result = self.evaluator.test(model, self.options)
+            result = self.evaluator.test(model)
             summary |= {f"test_{name}": result[name] for name in ("top1", "top5", "loss")}
         return summary
 
@@ -328,8 +328,8 @@ class Trainer:
         return model.to(self.device)
 
     def _skipped(self) -> list[str]:
-        datasets = [self.loader.dataset, *self.data.evaluations.values()]
-        return [name for images in datasets for name in images.unreadable_names()]
+        datasets = [self.loader.dataset, *self.data.evaluations.values(), self.data.test]
+        return [name for images in datasets if images is not None for name in images.unreadable_names()]
 
     def _lr(self) -> float:
         """The learning rate of the parameters that have the largest."""
