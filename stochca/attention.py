@@ -146,7 +146,7 @@ def cross_attention(
 def query(attn: Attention, x: Tensor) -> Tensor:
     """Project queries alone: `[B, N, C]` to `[B, H, N, D]`."""
     q = F.linear(x, *_rows(attn, slice(None, attn.num_heads * attn.head_dim)))
-    return attn.q_norm(_split_heads(attn, q, 1)[0])
+    return attn.q_norm(q.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2))
 
 
 def key_value(attn: Attention, x: Tensor) -> KV:
@@ -161,8 +161,9 @@ def key_value(attn: Attention, x: Tensor) -> KV:
 def merge_heads(attn: Attention, out: Tensor, x: Tensor) -> Tensor:
     """Merge the heads `[B, H, N, D]` and project, through the norm and the gate that some models have."""
     out = out.transpose(1, 2).flatten(2)
-    out = getattr(attn, "norm", nn.Identity())(out)
-    gate = getattr(attn, "gate", None)
+    norm, gate = getattr(attn, "norm", None), getattr(attn, "gate", None)
+    if norm is not None:
+        out = norm(out)
     if gate is not None:
         out = out * gate(x).sigmoid()
     return attn.proj_drop(attn.proj(out))
@@ -226,10 +227,6 @@ def _concatenate(own: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> t
 def _rows(attn: Attention, rows: slice) -> tuple[Tensor, Tensor | None]:
     weight, bias = attn.qkv.weight, attn.qkv.bias
     return weight[rows], None if bias is None else bias[rows]
-
-
-def _split_heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    return x.unflatten(-1, (parts, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _parameters(module: nn.Module) -> Iterable[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 _NUMBERS = itertools.count()
+_VALUES = (bool, str, int, type(None))
 
 
 class CompiledPerCase:
@@ -31,10 +32,11 @@ class CompiledPerCase:
 
     def __call__(self, *args: Any) -> Any:
         """Run the function; compile it if the case is new."""
-        case = tuple(a if isinstance(a, bool | str | int | None) else type(a) for a in args)
-        if case not in self._cases:
-            self._cases[case] = self._compile(_copy(self._function))
-        return self._cases[case](*args)
+        case = tuple([a if isinstance(a, _VALUES) else type(a) for a in args])
+        compiled = self._cases.get(case)
+        if compiled is None:
+            compiled = self._cases[case] = self._compile(_copy(self._function))
+        return compiled(*args)
 
 
 def _copy(function: Callable[..., Any]) -> Callable[..., Any]:

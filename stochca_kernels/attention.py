@@ -12,6 +12,7 @@ from stochca_kernels.projection import KV, Projection, pair_of, project, unpack,
 from stochca_kernels.reference import attention_reference
 from stochca_kernels.sdpa import attention_sdpa
 
+_IMPLS = get_args(Impl)
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -88,8 +89,8 @@ def stochca_attention(
     Source: Seo, Lee and Hwang, "StochCA: A Novel Approach for Exploiting Pretrained Models with
     Cross-Attention", arXiv 2402.16092.
     """
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
+    if impl not in _IMPLS:
+        raise ValueError(f"impl must be one of {_IMPLS}, got {impl!r}")
     if not isinstance(q, Tensor):
         raise TypeError(f"q must be a tensor, got {type(q).__name__}")
     if q.ndim not in (4, 5):
@@ -99,31 +100,30 @@ def stochca_attention(
         dtype = torch.get_autocast_dtype(q.device.type)
         q, kv = _cast(q, dtype), _cast(kv, dtype)
         source_kv, source_q = _cast_source(source_kv, source_q, dtype)
-    packed: Tensor | None = None
     if q.ndim == 5:
         check_packed(q, kv)
-        packed = q
-        q, own_k, own_v = unpack(q)
-        kv = (own_k, own_v)
     check_inputs(q, kv, source_kv, use_source, source_q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if impl == "auto":
         kind = _kind(q, kv, source_kv, use_source, source_q)
-        impl = select_impl(q.device, q.dtype, q.shape[3], _length(kv, source_kv, use_source), kind)[0]
+        impl = select_impl(q.device, q.dtype, q.shape[-1], _length(q, kv, source_kv, use_source), kind)[0]
 
     unused: list[Tensor] = []
-    if packed is None and (use_source is True or impl == "reference"):  # which takes the samples one by one
+    if use_source is True or impl == "reference":  # which takes the samples one by one
         unused = [t for t in kv or () if t is not None and t.requires_grad]
+    if q.ndim == 5 and (use_source is True or impl != "triton"):  # whose gradient alone is written packed
+        q, own_k, own_v = unpack(q)
+        kv = (own_k, own_v)
     if use_source is True:
-        kv = packed = None
+        kv = None
     elif use_source is False and source_q is None:
         source_kv = None
     if impl == "triton":
-        out, source_out = _attention_triton(q, kv, source_kv, use_source, source_q, scale, packed)
+        out, source_out = _attention_triton(q, kv, source_kv, use_source, source_q, scale)
     else:
         implementation = attention_sdpa if impl == "sdpa" else attention_reference
         out, source_out = implementation(q, kv, source_kv, use_source, source_q, scale)
-    out = _token_major(keep_in_graph(out, *unused))
+    out = _token_major(keep_in_graph(out, *unused) if unused else out)
     return out if source_out is None else (out, _token_major(source_out))
 
 
@@ -134,7 +134,6 @@ def _attention_triton(
     use_source: bool | Tensor,
     source_q: Tensor | Projection | None,
     scale: float,
-    packed: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     if not HAS_TRITON:
         raise ValueError('impl="triton" needs the package triton, which is not installed: pip install triton')
@@ -147,30 +146,34 @@ def _attention_triton(
     from stochca_kernels.autograd import attention_projected, attention_triton
     from stochca_kernels.few_rows import attention_tokens
 
-    widths = {side.x.shape[2] for side in (kv, source_kv) if isinstance(side, Projection)}
-    few_rows = _few_rows(q, kv, source_kv, use_source, source_q) and len(widths) == 1
-    if few_rows and has_token_kernels(q.device, q.dtype):
-        return attention_tokens(q, kv, source_kv, use_source, scale), None
+    if _few_rows(q, kv, source_kv, use_source, source_q) and has_token_kernels(q.device, q.dtype):
+        widths = {side.x.shape[2] for side in (kv, source_kv) if isinstance(side, Projection)}
+        if len(widths) == 1:
+            return attention_tokens(q, kv, source_kv, use_source, scale), None
+    num_heads = q.shape[-3 if q.ndim == 4 else -2]
     if isinstance(kv, Projection):
         if isinstance(use_source, Tensor):
             kv = zero_where(kv, use_source)
-        kv = pair_of(kv, q.shape[1])
+        kv = pair_of(kv, num_heads)
     if isinstance(source_kv, Projection):
         if fuses_projection(q.device, source_kv.x.shape[1]):
-            return attention_projected(q, kv, source_kv, use_source, source_q, scale, packed)
-        source_kv = pair_of(source_kv, q.shape[1])
+            return attention_projected(q, kv, source_kv, use_source, source_q, scale)
+        source_kv = pair_of(source_kv, num_heads)
     if isinstance(source_q, Projection):
-        source_q = project(source_q, q.shape[1], parts=1)[0]
-    return attention_triton(q, kv, source_kv, use_source, source_q, scale, packed)
+        source_q = project(source_q, num_heads, parts=1)[0]
+    return attention_triton(q, kv, source_kv, use_source, source_q, scale)
 
 
 def _few_rows(
     q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor, source_q: Tensor | Projection | None
 ) -> bool:
     """Whether keys and values are never computed: cheaper by associativity while `Nq < D`."""
-    read = [] if use_source is True else [kv]
-    read += [] if use_source is False else [source_kv]
-    return source_q is None and q.shape[2] < q.shape[3] and all(isinstance(side, Projection) for side in read)
+    len_q = q.shape[2 if q.ndim == 4 else 1]
+    if source_q is not None or len_q >= q.shape[-1]:
+        return False
+    return (use_source is True or isinstance(kv, Projection)) and (
+        use_source is False or isinstance(source_kv, Projection)
+    )
 
 
 def _kind(
@@ -179,16 +182,24 @@ def _kind(
     """What the choice of an implementation depends on."""
     if _few_rows(q, kv, source_kv, use_source, source_q):
         return "few rows"
-    own = [] if use_source is True else [t for t in kv or () if t is not None]
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (q, *own)):
+    if not torch.is_grad_enabled():
         return "attention without gradient"
-    return "self-attention" if any(t.requires_grad for t in own) else "cross-attention"
+    if use_source is not True:
+        own = (q,) if q.ndim == 5 else kv or ()
+        for t in own:
+            if t is not None and t.requires_grad:
+                return "self-attention"
+    return "cross-attention" if q.requires_grad else "attention without gradient"
 
 
-def _length(kv: KV, source_kv: KV, use_source: bool | Tensor) -> int:
+def _length(q: Tensor, kv: KV, source_kv: KV, use_source: bool | Tensor) -> int:
     """Number of keys that are read, the larger where samples differ."""
-    read = ([] if use_source is True else [kv]) + ([] if use_source is False else [source_kv])
-    return max(side.x.shape[1] if isinstance(side, Projection) else side[0].shape[2] for side in read if side)
+    own = 0 if use_source is True else q.shape[1] if q.ndim == 5 else _tokens(kv)
+    return own if use_source is False else max(own, _tokens(source_kv))
+
+
+def _tokens(side: KV) -> int:
+    return 0 if side is None else side.x.shape[1] if isinstance(side, Projection) else side[0].shape[2]
 
 
 def keep_in_graph(x: Tensor, *unused: Tensor) -> Tensor:
@@ -213,12 +224,18 @@ class _KeepInGraph(torch.autograd.Function):
 
 
 def _token_major(x: Tensor) -> Tensor:
+    """`[B, H, N, D]` as it lies where merging the heads is a view: as the kernels write it."""
+    _, heads, length, head_dim = x.shape
+    if x.stride() == (length * heads * head_dim, head_dim, heads * head_dim, 1):
+        return x
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _cast(side: Tensor | KV, dtype: torch.dtype) -> Any:
     """Cast the tensors of one side as autocast does; the factors of a `Projection` stay float32."""
     if isinstance(side, Tensor):
+        if side.dtype == dtype:
+            return side
         return side.to(dtype) if side.is_floating_point() and side.dtype != torch.float64 else side
     if isinstance(side, Projection):
         x, weight, bias = (_cast(t, dtype) for t in side[:3])

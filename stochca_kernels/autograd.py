@@ -42,18 +42,16 @@ def attention_triton(
     use_source: bool | Tensor,
     source_q: Tensor | None,
     scale: float,
-    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with each sample's queries to its own pair, or to the source's where its coin says so.
 
     Args:
-        q: `[B, H, Nq, D]`.
-        kv: A pair of `[B, H, N, D]`, or None where no sample needs it.
+        q: `[B, H, Nq, D]`, or a packed projection `[B, N, 3, H, D]` of queries and the own pair.
+        kv: A pair of `[B, H, N, D]`, or None where no sample needs it, or `q` is packed.
         source_kv: The same of the source.
         use_source: One coin, or a bool tensor `[B]`.
         source_q: The source's own queries `[B, H, Ns, D]`, or None.
         scale: Factor on the scores.
-        packed: `[B, N, 3, H, D]` of which `q` and `kv` are views: takes their gradient in their place.
 
     Returns:
         The output `[B, H, Nq, D]`, and the source's own output `[B, H, Ns, D]` or None.
@@ -64,16 +62,16 @@ def attention_triton(
     refuse_functorch()
     # Without a coin per sample, the chosen pair takes the first place: the kernels need not choose.
     pair = source_kv if use_source is True else kv
-    assert pair is not None
+    own = (q, *(pair or (None, None)))
     coins = use_source if isinstance(use_source, Tensor) else None
     needs_source = coins is not None or (source_q is not None and use_source is False)
     source_k, source_v = source_kv if source_kv is not None and needs_source else (None, None)
     rest = (source_k, source_v, coins, source_q, scale)
-    own = (q, *pair) if packed is None else (packed, None, None)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in own):
+    if _need_gradient(*own):
         out, source_out = _Attention.apply(*own, *rest)
     else:
-        out, _, source_out = torch.ops.stochca.attention_forward(q, *pair, *rest, False)
+        own = unpack(q) if q.ndim == 5 else own
+        out, _, source_out = torch.ops.stochca.attention_forward(*own, *rest, False)
     return out, None if source_q is None else source_out
 
 
@@ -84,7 +82,6 @@ def attention_projected(
     use_source: bool | Tensor,
     source_q: Tensor | Projection | None,
     scale: float,
-    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """As `attention_triton`, with the source's keys and values computed inside the kernel.
 
@@ -96,21 +93,20 @@ def attention_projected(
         source_q: The source's own queries `[B, H, Ns, D]`, a `Projection`, or None. One of the same tokens is
             computed inside the kernel as well.
         scale: As there.
-        packed: As there.
     """
     refuse_functorch()
     own_q = source_q if isinstance(source_q, Projection) else None
     if own_q is not None and (own_q.x is not source_kv.x or own_q.rstd is not source_kv.rstd):
-        source_q, own_q = project(own_q, q.shape[1], parts=1)[0], None
+        source_q, own_q = project(own_q, q.shape[-2 if q.ndim == 5 else 1], parts=1)[0], None
     coins = use_source if isinstance(use_source, Tensor) else None
-    own = (q, *(kv or (None, None))) if packed is None else (packed, None, None)
+    own = (q, *(kv or (None, None)))
     source = (*source_kv, coins)
     asking = (None, own_q.weight, own_q.bias) if own_q is not None else (source_q, None, None)
-    is_packed = packed is not None
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in own):
+    is_packed = q.ndim == 5
+    if _need_gradient(*own):
         out, source_out = _ProjectedAttention.apply(*own, *source, *asking, scale, is_packed)
     else:
-        own = (q, *(kv or (None, None)))
+        own = unpack(q) if is_packed else own
         out, _, source_out = torch.ops.stochca.projected_attention_forward(
             *own, *source, *asking, scale, False
         )
@@ -155,6 +151,14 @@ class _ProjectedAttention(torch.autograd.Function):
         else:
             dq, dk, dv = ops.projected_attention_backward(grad, q, k, v, x, *rest, ctx.scale, needs_dkdv)
         return dq, dk if needs_dkdv else None, dv if needs_dkdv else None, *(None,) * 10
+
+
+def _need_gradient(*tensors: Tensor | None) -> bool:
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def refuse_second_derivative() -> None:

@@ -3,13 +3,26 @@
 Samples that attend to their own pair take the one kernel of `backward_joint.py` instead where it fits.
 """
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from stochca_kernels.backward_joint import has_joint_backward, launch_joint_backward
-from stochca_kernels.launch import empty_token_major, launch_largest, stride_unit, with_unit_stride
+from stochca_kernels.launch import (
+    MAX_KINDS,
+    Launch,
+    Layout,
+    empty_token_major,
+    launch_largest,
+    layouts,
+    stride_unit,
+    strides_of,
+    with_unit_stride,
+)
 from stochca_kernels.primitives import (
     LOG2_E,
     dot,
@@ -284,7 +297,6 @@ def launch_backward(
     With coins but no pair of the source, dQ of the samples whose coin is true is left to another launch.
     An empty `dk` is not written.
     """
-    batch, heads, len_q, head_dim = q.shape
     needs_dkdv = dk.numel() > 0
     selector = "none" if use_source is None else "pair" if source_k is not None else "skip"
     grad = with_unit_stride(grad)
@@ -296,72 +308,105 @@ def launch_backward(
             return
         # What remains is dQ of the samples that read the source.
         selector, k, v, needs_dkdv = "source", source_k, source_v, False
+    batch, heads, len_q, _ = q.shape
     len_kv = k.shape[2]
     delta = q.new_empty((batch, heads, len_q) if needs_dkdv else (0,), dtype=torch.float32)
     coins = q if use_source is None else use_source
-    shared = {
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": triton.next_power_of_2(head_dim),
-        "STRIDE_UNIT": stride_unit(grad, q, k, v, source_k, source_v, out, dq, dk, dv),
-        "PRECISION": dot_precision(q),
-    }
+    others = (lse, delta, coins)
+    reading_dq = (grad, q, k, v, source_k, source_v, out, dq)
+    writing_dkdv = (grad, q, k, v, dk, dv)
+    sizes = (q.shape, len_kv, source_k.shape[2])
+    shared = (stride_unit(*reading_dq, dk, dv), dot_precision(q))
 
     def launch_dq(tiles: Tiles) -> None:
-        lanes = cdiv(len_q, tiles.block_m)
-        if tiles.block_n == 0:
-            lanes = query_lanes(batch * heads, lanes, q.device)
-        if batch * heads * lanes == 0:
-            return
-        _attn_bwd_dq_kernel[(batch * heads * lanes,)](
-            grad, *grad.stride()[:3],
-            q, *q.stride()[:3],
-            k, *k.stride()[:3],
-            v, *v.stride()[:3],
-            source_k, *source_k.stride()[:3],
-            source_v, *source_v.stride()[:3],
-            out, *out.stride()[:3],
-            dq, *dq.stride()[:3],
-            lse,
-            delta,
-            coins,
-            len_q, len_kv, source_k.shape[2], heads, lanes,
-            scale,
-            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-            PARTS=TilePlan(len_kv, tiles.block_n).parts,
-            TAIL_N=tail_size(tiles.block_n, len_kv, source_k.shape[2]),
-            SELECTOR=selector,
-            HAS_DELTA=needs_dkdv,
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-            **shared,
-        )  # fmt: skip
+        asked = (selector, needs_dkdv, *shared)
+        kind = _kind_of_dq(
+            q.device, tiles, layouts(*reading_dq), (lse.dtype, coins.dtype), sizes, scale, asked
+        )
+        kind(_attn_bwd_dq_kernel, reading_dq, others)
 
     def launch_dkdv(tiles: Tiles) -> None:
-        programs = batch * heads * cdiv(len_kv, tiles.block_n)
-        if programs == 0:
-            return
-        _attn_bwd_dkdv_kernel[(programs,)](
-            grad, *grad.stride()[:3],
-            q, *q.stride()[:3],
-            k, *k.stride()[:3],
-            v, *v.stride()[:3],
-            dk, *dk.stride()[:3],
-            dv, *dv.stride()[:3],
-            lse,
-            delta,
-            coins,
-            len_q, len_kv, heads,
-            scale,
-            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-            TAIL_M=tail_size(tiles.block_m, len_q),
-            HAS_SELECTOR=use_source is not None,
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-            **shared,
-        )  # fmt: skip
+        asked = (use_source is not None, *shared)
+        kind = _kind_of_dkdv(
+            q.device, tiles, layouts(*writing_dkdv), (lse.dtype, coins.dtype), sizes, scale, asked
+        )
+        kind(_attn_bwd_dkdv_kernel, writing_dkdv, others)
 
     rows = choose_tiles("dq", q, len_kv, source_k.shape[2])
     launch_largest(_attn_bwd_dq_kernel, q, rows, launch_dq)
     if needs_dkdv:
         launch_largest(_attn_bwd_dkdv_kernel, q, choose_tiles("dkdv", q, len_q), launch_dkdv)
+
+
+@lru_cache(maxsize=MAX_KINDS)
+def _kind_of_dq(
+    device: torch.device,
+    tiles: Tiles,
+    strided: tuple[Layout, ...],
+    other_dtypes: tuple[torch.dtype, ...],
+    sizes: tuple[Any, ...],
+    scale: float,
+    asked: tuple[Any, ...],
+) -> Launch:
+    """Everything about a launch for dQ that the content and the address of tensors do not change."""
+    (batch, heads, len_q, head_dim), len_kv, len_source_kv = sizes
+    selector, has_delta, unit, precision = asked
+    lanes = cdiv(len_q, tiles.block_m)
+    if tiles.block_n == 0:
+        lanes = query_lanes(batch * heads, lanes, device)
+    return Launch(
+        batch * heads * lanes,
+        strides_of(strided),
+        3,
+        (len_q, len_kv, len_source_kv, heads, lanes, scale),
+        {
+            **_constants(tiles, head_dim, unit, precision),
+            "PARTS": TilePlan(len_kv, tiles.block_n).parts,
+            "TAIL_N": tail_size(tiles.block_n, len_kv, len_source_kv),
+            "SELECTOR": selector,
+            "HAS_DELTA": has_delta,
+        },
+    )
+
+
+@lru_cache(maxsize=MAX_KINDS)
+def _kind_of_dkdv(
+    device: torch.device,
+    tiles: Tiles,
+    strided: tuple[Layout, ...],
+    other_dtypes: tuple[torch.dtype, ...],
+    sizes: tuple[Any, ...],
+    scale: float,
+    asked: tuple[Any, ...],
+) -> Launch:
+    """As `_kind_of_dq`, for dK and dV."""
+    (batch, heads, len_q, head_dim), len_kv, _ = sizes
+    has_selector, unit, precision = asked
+    return Launch(
+        batch * heads * cdiv(len_kv, tiles.block_n),
+        strides_of(strided),
+        3,
+        (len_q, len_kv, heads, scale),
+        {
+            **_constants(tiles, head_dim, unit, precision),
+            "TAIL_M": tail_size(tiles.block_m, len_q),
+            "HAS_SELECTOR": has_selector,
+        },
+    )
+
+
+def _constants(tiles: Tiles, head_dim: int, unit: int, precision: str) -> dict[str, Any]:
+    """What both kernels are compiled for."""
+    return {
+        "HEAD_DIM": head_dim,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "STRIDE_UNIT": unit,
+        "PRECISION": precision,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
 
 
 def empty_backward(q: Tensor, k: Tensor, needs_dkdv: bool) -> tuple[Tensor, Tensor, Tensor]:

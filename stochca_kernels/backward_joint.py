@@ -4,11 +4,23 @@ The split kernels compute the probabilities twice, once for dQ and once for dK a
 all keys of a head fit on chip, with the float32 sums of dK and dV in registers, five are enough.
 """
 
+from functools import lru_cache
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochca_kernels.launch import launch_largest, stride_unit
+from stochca_kernels.launch import (
+    MAX_KINDS,
+    Launch,
+    Layout,
+    launch_largest,
+    layouts,
+    stride_unit,
+    strides_of,
+)
 from stochca_kernels.primitives import (
     LOG2_E,
     append,
@@ -165,36 +177,51 @@ def launch_joint_backward(
         dk: Where dK is written, `[B, H, N, D]`.
         dv: Where dV is written, `[B, H, N, D]`.
     """
-    batch, heads, len_q, head_dim = q.shape
-    len_kv = k.shape[2]
-    rows = choose_tiles("dqkv", q, len_kv)
+    rows = choose_tiles("dqkv", q, k.shape[2])
     assert rows
+    coins = q if use_source is None else use_source
+    strided = (grad, q, k, v, out, dq, dk, dv)
+    asked = (use_source is not None, stride_unit(*strided), dot_precision(q))
 
     def launch(tiles: Tiles) -> None:
-        if batch * heads == 0:
-            return
-        _attn_bwd_joint_kernel[(batch * heads,)](
-            grad, *grad.stride()[:3],
-            q, *q.stride()[:3],
-            k, *k.stride()[:3],
-            v, *v.stride()[:3],
-            out, *out.stride()[:3],
-            dq, *dq.stride()[:3],
-            dk, *dk.stride()[:3],
-            dv, *dv.stride()[:3],
-            lse,
-            q if use_source is None else use_source,
-            len_q, len_kv, heads,
-            scale,
-            HEAD_DIM=head_dim, BLOCK_M=tiles.block_m, BLOCK_D=triton.next_power_of_2(head_dim),
-            PARTS=TilePlan(len_kv, smallest_part=tiles.smallest_part).parts,
-            HAS_SELECTOR=use_source is not None,
-            STRIDE_UNIT=stride_unit(grad, q, k, v, out, dq, dk, dv),
-            PRECISION=dot_precision(q),
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-        )  # fmt: skip
+        kind = _kind_of_launch(
+            q.device, tiles, layouts(*strided), (lse.dtype, coins.dtype), (q.shape, k.shape[2]), scale, asked
+        )
+        kind(_attn_bwd_joint_kernel, strided, (lse, coins))
 
     launch_largest(_attn_bwd_joint_kernel, q, rows, launch)
+
+
+@lru_cache(maxsize=MAX_KINDS)
+def _kind_of_launch(
+    device: torch.device,
+    tiles: Tiles,
+    strided: tuple[Layout, ...],
+    other_dtypes: tuple[torch.dtype, ...],
+    sizes: tuple[Any, ...],
+    scale: float,
+    asked: tuple[Any, ...],
+) -> Launch:
+    """Everything about a launch that the content and the address of tensors do not change."""
+    (batch, heads, len_q, head_dim), len_kv = sizes
+    has_selector, unit, precision = asked
+    return Launch(
+        batch * heads,
+        strides_of(strided),
+        2,
+        (len_q, len_kv, heads, scale),
+        {
+            "HEAD_DIM": head_dim,
+            "BLOCK_M": tiles.block_m,
+            "BLOCK_D": triton.next_power_of_2(head_dim),
+            "PARTS": TilePlan(len_kv, smallest_part=tiles.smallest_part).parts,
+            "HAS_SELECTOR": has_selector,
+            "STRIDE_UNIT": unit,
+            "PRECISION": precision,
+            "num_warps": tiles.num_warps,
+            "num_stages": tiles.num_stages,
+        },
+    )
 
 
 def has_joint_backward(q: Tensor, len_kv: int) -> bool:

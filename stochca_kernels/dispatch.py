@@ -7,6 +7,7 @@ attention kernel. Both are read at every call, and under `torch.compile` when a 
 
 import importlib.util
 import os
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -92,6 +93,14 @@ def select_impl(
     forced = _from_environment("STOCHCA_IMPL")
     if forced is not None:
         return forced, f"STOCHCA_IMPL={forced} is set"
+    if torch.compiler.is_compiling():  # which sees through a cache
+        return _select(device, dtype, head_dim, length, kind)
+    return _selected(device, dtype, head_dim, length, kind)
+
+
+def _select(
+    device: torch.device, dtype: torch.dtype, head_dim: int, length: int, kind: Kind
+) -> tuple[Impl, str]:
     if device.type != "cuda" or torch.version.hip:
         return "sdpa", f"the Triton kernels are selected on NVIDIA GPUs alone, the device is {device}"
     if not HAS_TRITON:
@@ -106,6 +115,9 @@ def select_impl(
     how = "predicted" if origin == "predicted" else f"measured ({origin})"
     reason = f"{choice} is {how} to be the fastest in {kind} on {device}, compute capability {capability}"
     return ("triton" if choice == "triton" else "sdpa"), reason
+
+
+_selected = lru_cache(maxsize=1024)(_select)
 
 
 def fuses_projection(device: torch.device, length: int) -> bool:

@@ -1,11 +1,23 @@
 """Forward: flash attention whose programs choose their pair, and serve the source's queries as well."""
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochca_kernels.launch import empty_token_major, launch_largest, stride_unit
+from stochca_kernels.launch import (
+    MAX_KINDS,
+    Launch,
+    Layout,
+    empty_token_major,
+    launch_largest,
+    layouts,
+    stride_unit,
+    strides_of,
+)
 from stochca_kernels.primitives import head_base, load_parts, where_each
 from stochca_kernels.softmax import attend_resident, attend_streamed
 from stochca_kernels.tiles import TilePlan, Tiles, cdiv, choose_tiles, dot_precision, query_lanes, tail_size
@@ -156,47 +168,66 @@ def launch_forward(
     With coins but no pair of the source, samples whose coin is true are left to another launch. An empty
     `lse` is not written.
     """
-    batch, heads, len_q, head_dim = q.shape
     has_source_q, has_source_kv = source_q is not None, source_k is not None
     source_q = q if source_q is None else source_q
     source_k = k if source_k is None else source_k
     source_v = v if source_v is None else source_v
     selector = "none" if use_source is None else "pair" if has_source_kv else "skip"
+    coins = q if use_source is None else use_source
+    strided = (q, k, v, source_q, source_k, source_v, out, source_out)
+    sizes = (q.shape, k.shape[2], source_q.shape[2], source_k.shape[2], source_out.shape[2])
+    asked = (selector, has_source_q, has_source_kv, lse.numel() > 0, stride_unit(*strided), dot_precision(q))
 
     def launch(tiles: Tiles) -> None:
-        groups = 2 if has_source_q and has_source_kv else 1
-        rows, source_rows = len_q, source_out.shape[2]
-        lanes = cdiv(max(rows, source_rows) if groups == 2 else rows + source_rows, tiles.block_m)
-        if tiles.block_n == 0:
-            lanes = query_lanes(batch * heads * groups, lanes, q.device)
-        if batch * heads * lanes == 0:
-            return
-        _attn_fwd_kernel[(batch * heads * lanes * groups,)](
-            q, *q.stride()[:3],
-            k, *k.stride()[:3],
-            v, *v.stride()[:3],
-            source_q, *source_q.stride()[:3],
-            source_k, *source_k.stride()[:3],
-            source_v, *source_v.stride()[:3],
-            out, *out.stride()[:3],
-            source_out, *source_out.stride()[:3],
-            lse,
-            q if use_source is None else use_source,
-            len_q, k.shape[2], source_q.shape[2], source_k.shape[2], heads, lanes * groups,
-            scale,
-            HEAD_DIM=head_dim, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-            BLOCK_D=triton.next_power_of_2(head_dim),
-            PARTS=TilePlan(k.shape[2], tiles.block_n).parts,
-            TAIL_N=tail_size(tiles.block_n, k.shape[2], source_k.shape[2]),
-            WHOLE_ROW=tiles.whole_row,
-            SELECTOR=selector, HAS_SOURCE_Q=has_source_q, HAS_SOURCE_KV=has_source_kv,
-            HAS_LSE=lse.numel() > 0,
-            STRIDE_UNIT=stride_unit(q, k, v, source_q, source_k, source_v, out, source_out),
-            PRECISION=dot_precision(q),
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-        )  # fmt: skip
+        kind = _kind_of_launch(
+            q.device, tiles, layouts(*strided), (lse.dtype, coins.dtype), sizes, scale, asked
+        )
+        kind(_attn_fwd_kernel, strided, (lse, coins))
 
     launch_largest(_attn_fwd_kernel, q, choose_tiles("fwd", q, k.shape[2], source_k.shape[2]), launch)
+
+
+@lru_cache(maxsize=MAX_KINDS)
+def _kind_of_launch(
+    device: torch.device,
+    tiles: Tiles,
+    strided: tuple[Layout, ...],
+    other_dtypes: tuple[torch.dtype, ...],
+    sizes: tuple[Any, ...],
+    scale: float,
+    asked: tuple[Any, ...],
+) -> Launch:
+    """Everything about a launch of the forward that the content and the address of tensors do not change."""
+    (batch, heads, len_q, head_dim), len_kv, len_source_q, len_source_kv, source_rows = sizes
+    selector, has_source_q, has_source_kv, has_lse, unit, precision = asked
+    groups = 2 if has_source_q and has_source_kv else 1
+    rows = max(len_q, source_rows) if groups == 2 else len_q + source_rows
+    lanes = cdiv(rows, tiles.block_m)
+    if tiles.block_n == 0:
+        lanes = query_lanes(batch * heads * groups, lanes, device)
+    return Launch(
+        batch * heads * lanes * groups,
+        strides_of(strided),
+        2,
+        (len_q, len_kv, len_source_q, len_source_kv, heads, lanes * groups, scale),
+        {
+            "HEAD_DIM": head_dim,
+            "BLOCK_M": tiles.block_m,
+            "BLOCK_N": tiles.block_n,
+            "BLOCK_D": triton.next_power_of_2(head_dim),
+            "PARTS": TilePlan(len_kv, tiles.block_n).parts,
+            "TAIL_N": tail_size(tiles.block_n, len_kv, len_source_kv),
+            "WHOLE_ROW": tiles.whole_row,
+            "SELECTOR": selector,
+            "HAS_SOURCE_Q": has_source_q,
+            "HAS_SOURCE_KV": has_source_kv,
+            "HAS_LSE": has_lse,
+            "STRIDE_UNIT": unit,
+            "PRECISION": precision,
+            "num_warps": tiles.num_warps,
+            "num_stages": tiles.num_stages,
+        },
+    )
 
 
 def empty_forward(q: Tensor, len_source_q: int, needs_lse: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stochca_kernels import Projection, stochca_attention
+from stochca_kernels import Projection, dispatch, stochca_attention
 from stochca_kernels.dispatch import fuses_projection, select_impl
 from stochca_kernels.reference import attention_reference
 from stochca_kernels.testing import Inputs, assert_close_to_exact, make_inputs
@@ -353,7 +353,7 @@ assert not any(name.partition(".")[0] == "triton" for name in sys.modules)
     ("device", "capability", "dtype", "head_dim", "impl", "reason"),
     [
         ("cpu", None, torch.bfloat16, 64, "sdpa", "the device is cpu"),
-        ("cuda", (9, 0), torch.bfloat16, 64, "triton", r"triton is predicted to be .* capability \(9, 0\)"),
+        ("cuda", (9, 0), torch.bfloat16, 64, "triton", r"triton is measured .* capability \(9, 0\)"),
         ("cuda", (8, 0), torch.float16, 72, "triton", r"capability \(8, 0\)"),
         ("cuda", (7, 5), torch.float16, 64, "sdpa", r"needs? compute capability 8.0, cuda has \(7, 5\)"),
         ("cuda", (9, 0), torch.float32, 64, "sdpa", "the dtype is torch.float32"),
@@ -363,9 +363,12 @@ assert not any(name.partition(".")[0] == "triton" for name in sys.modules)
 def test_auto_says_what_it_runs_and_why(monkeypatch, device, capability, dtype, head_dim, impl, reason):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    gpu_of.cache_clear()
+    remembered = (gpu_of, dispatch._selected)
+    for function in remembered:
+        function.cache_clear()
     selected, why = select_impl(torch.device(device), dtype, head_dim)
-    gpu_of.cache_clear()
+    for function in remembered:
+        function.cache_clear()
     assert selected == impl
     assert re.search(reason, why)
 

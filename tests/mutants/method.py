@@ -152,8 +152,8 @@ MUTANTS = [
     Mutant(
         "query_norm_forgotten",
         ATTENTION,
-        "return attn.q_norm(_split_heads(attn, q, 1)[0])",
-        "return _split_heads(attn, q, 1)[0]",
+        "return attn.q_norm(q.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2))",
+        "return q.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)",
         EXACT,
     ),
     Mutant(

@@ -22,6 +22,8 @@ TEST_JOINT = ("tests/kernels/test_joint.py",)
 TEST_PROJECTED = ("tests/kernels/test_projected.py",)
 TEST_TOKENS = ("tests/kernels/test_tokens.py",)
 TEST_DISPATCH = ("tests/kernels/test_dispatch.py",)
+LAUNCH = "stochca_kernels/launch.py"
+TEST_HOST = ("tests/kernels/test_host.py",)
 
 MUTANTS = [
     Mutant(
@@ -501,5 +503,26 @@ MUTANTS = [
         "-3.4028234663852886e38",
         'float("-inf")',
         (*TRITON, "-k", "minus_infinity"),
+    ),
+    Mutant(
+        "misaligned_tensors_run_an_aligned_program",
+        LAUNCH,
+        "if tensor.data_ptr() % 16:",
+        "if tensor.data_ptr() % 8:",
+        TEST_HOST,
+    ),
+    Mutant(
+        "kinds_of_launches_forget_the_dtype",
+        LAUNCH,
+        "return tuple([(t.dtype, t.stride()) for t in tensors])",
+        "return tuple([(None, t.stride()) for t in tensors])",
+        TEST_HOST,
+    ),
+    Mutant(
+        "triton_is_asked_at_every_launch",
+        LAUNCH,
+        "found is not None and found[0] is kernel",
+        "found is not None and found[0] is None",
+        TEST_HOST,
     ),
 ]
