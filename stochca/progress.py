@@ -6,7 +6,6 @@ import os
 import secrets
 import shlex
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from stochca.checkpoint import write_atomically
 from stochca.config import RunOptions
 from stochca.distributed import World
+from stochca.signals import Noted, say
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -41,8 +41,8 @@ class Interrupted(Exception):
         )
 
 
-class StopRequest:
-    """Notes SIGINT and SIGTERM, while it is entered, instead of dying of them; a later one acts at once.
+class StopRequest(Noted):
+    """A signal that ends the run after the step at work; a later one acts at once.
 
     One within a second is the same request: a scheduler signals a process, and its parent passes that on.
 
@@ -57,25 +57,13 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signum != 0
 
-    def __enter__(self) -> "StopRequest":
-        # Python leaves signals to the main thread.
-        is_main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-        self._previous = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, signum: int, _frame: object) -> None:
-        number = signal.Signals(signum)
+    def note(self, signum: int) -> None:
+        """Remember the signal, or let a later one act."""
         if not self:
             self.signum, self._came_at = signum, time.monotonic()
-            # To the descriptor of stderr: the signal may have come in the middle of a print.
-            os.write(2, f"\n{number.name}: saving after the step at work\n".encode())
+            say(signum, "saving after the step at work")
         elif time.monotonic() - self._came_at > 1:
-            signal.signal(number, self._previous[number])
+            signal.signal(signum, self.previous[signal.Signals(signum)])
             os.kill(os.getpid(), signum)
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from stochca.checkpoint import CONFIG, STATE, SUMMARY, save_config
+from stochca.signals import Noted, say
 from stochca.sweep.plan import Run
 
 LOG = "log.txt"
@@ -44,8 +44,8 @@ class Outcome:
     message: str = ""
 
 
-class Signals:
-    """Collects SIGINT and SIGTERM, while it is entered, for the processes to be told.
+class Signals(Noted):
+    """The signals that came, for the processes to be told.
 
     Attributes:
         numbers: Those that came, in order.
@@ -54,21 +54,10 @@ class Signals:
     def __init__(self) -> None:
         self.numbers: list[int] = []
 
-    def __enter__(self) -> "Signals":
-        # Python leaves signals to the main thread.
-        is_main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-        self._previous = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, signum: int, _frame: object) -> None:
+    def note(self, signum: int) -> None:
+        """Remember the signal."""
         self.numbers.append(signum)
-        # To the descriptor of stderr: the signal may have come in the middle of a print.
-        os.write(2, f"\n{signal.Signals(signum).name}: the runs at work save and stop\n".encode())
+        say(signum, "the runs at work save and stop")
 
 
 def places(devices: Sequence[str], jobs: int | None) -> list[dict[str, str]]:
