@@ -5,9 +5,9 @@ import dataclasses
 import json
 import math
 import re
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -54,9 +54,11 @@ finally:
 """
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Of the processor, whatever else it does.
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 1.0
 
 
