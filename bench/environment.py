@@ -14,6 +14,7 @@ from bench.digest import digests
 
 # What a step runs, apart from the operator.
 METHOD = (
+    "stochca/__init__.py",
     "stochca/attention.py",
     "stochca/block.py",
     "stochca/compile.py",

@@ -25,7 +25,6 @@ from stochca_kernels.launch import (
 )
 from stochca_kernels.primitives import (
     LOG2_E,
-    dot,
     dot_rows,
     head_base,
     load_parts,
@@ -152,10 +151,10 @@ def _dkdv_tile(
     # [BLOCK_N, ROWS], transposed so that both products below take it as it is
     logits = dot_rows(k, q, PRECISION) * (scale * LOG2_E)
     probs = tl.exp2(logits - lse[None, :])
-    dv = dot(probs.to(grad.dtype), grad, dv, PRECISION)
+    dv = tl.dot(probs.to(grad.dtype), grad, dv, input_precision=PRECISION)
     dprobs = dot_rows(v, grad, PRECISION)
     dlogits = probs * (dprobs - delta[None, :])
-    dk = dot(dlogits.to(q.dtype), q, dk, PRECISION)
+    dk = tl.dot(dlogits.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
 

@@ -24,7 +24,6 @@ from stochca_kernels.launch import (
 from stochca_kernels.primitives import (
     LOG2_E,
     append,
-    dot,
     dot_rows,
     head_base,
     load_parts,
@@ -119,11 +118,11 @@ def _add_block(q, grad, lse, delta, keys, values, dk, dv, len_kv, scale, PRECISI
             # After exp2, not before: a masked key may overflow it, and inf * 0 would be NaN.
             probs = tl.where((start + tl.arange(0, keys[i].shape[0]))[:, None] < len_kv, probs, 0.0)
         # [rows of the part, BLOCK_D]
-        part_dv = dot(probs.to(grad.dtype), grad, dv[i], PRECISION)
+        part_dv = tl.dot(probs.to(grad.dtype), grad, dv[i], input_precision=PRECISION)
         dprobs = dot_rows(values[i], grad, PRECISION)
         dlogits = (probs * (dprobs - delta[None, :])).to(q.dtype)
-        part_dk = dot(dlogits, q, dk[i], PRECISION)
-        dq = dot(tl.trans(keys[i]), dlogits, dq, PRECISION)
+        part_dk = tl.dot(dlogits, q, dk[i], input_precision=PRECISION)
+        dq = tl.dot(tl.trans(keys[i]), dlogits, dq, input_precision=PRECISION)
         new_dk = append(new_dk, part_dk)
         new_dv = append(new_dv, part_dv)
         start += keys[i].shape[0]

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from stochca_kernels.primitives import append, dot, dot_rows, load_rows, store_rows, zeros
+from stochca_kernels.primitives import append, dot_rows, load_rows, store_rows, zeros
 
 
 @triton.jit
@@ -129,8 +129,8 @@ def write_dx(
 ):  # fmt: skip
     """`dx` of the tokens as keys, `scale * dlogits' queries`, and as values, `probs' grad`."""
     # [BLOCK_N, CHUNK]
-    dx = dot(tl.trans(dlogits), queries, None, PRECISION) * scale
-    dx = dot(tl.trans(probs), grad, dx, PRECISION)
+    dx = tl.dot(tl.trans(dlogits), queries, input_precision=PRECISION) * scale
+    dx = tl.dot(tl.trans(probs), grad, dx, input_precision=PRECISION)
     if ADDS_DX:
         dx += load_rows(dx_ptr, stride_dxn, start, length, BLOCK_N, WIDTH, CHUNK, True)
     store_rows(dx_ptr, stride_dxn, start, length, dx, BLOCK_N, WIDTH, CHUNK)

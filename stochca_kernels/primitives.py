@@ -61,22 +61,6 @@ def head_base(ptr, stride_batch, stride_head, batch, head, STRIDE_UNIT: tl.const
 
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """`acc + a b`, or `a b` where `acc` is None, in float32."""
-    if PRECISION == "tf32" and a.dtype == tl.float32:
-        a, b = round_to_tf32(a), round_to_tf32(b)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
-def round_to_tf32(x):
-    """The nearest TF32 number. The matrix unit would drop the other bits, and shrink every product."""
-    bits = x.to(tl.int32, bitcast=True)
-    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return tl.where(x == x, rounded, x)  # of a NaN the sum may overflow
-
-
-@triton.jit
 def dot_rows(a, b, PRECISION: tl.constexpr):
     """`a b'`: the products of all rows of `a [M, D]` with all rows of `b [N, D]`."""
     CHUNKS: tl.constexpr = a.shape[1] // 16
@@ -87,7 +71,7 @@ def dot_rows(a, b, PRECISION: tl.constexpr):
         b = tl.permute(tl.reshape(b, [b.shape[0], CHUNKS, 16]), [1, 2, 0])
         return tl.sum(tl.dot(a, b, input_precision=PRECISION), 0)
     else:
-        return dot(a, tl.trans(b), None, PRECISION)
+        return tl.dot(a, tl.trans(b), input_precision=PRECISION)
 
 
 @triton.jit

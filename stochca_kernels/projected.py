@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stochca_kernels.launch import launch_largest, stride_unit, with_unit_stride
-from stochca_kernels.primitives import append, dot, head_base, load_rows, store_rows, where_each, zeros
+from stochca_kernels.primitives import append, head_base, load_rows, store_rows, where_each, zeros
 from stochca_kernels.projection import Projection
 from stochca_kernels.softmax import attend_resident, attend_streamed, dq_resident, dq_streamed
 from stochca_kernels.tiles import TilePlan, Tiles, choose_tiles, dot_precision, resident_programs, tail_size
@@ -64,7 +64,7 @@ def _project(
             x = _load_tile(x_ptr, stride_xn, first_row, length, column, channels, PARTS[i], BLOCK_C, MASK_C)
             for w in tl.static_range(len(weights)):
                 # Tokens on the second axis, so that their number need not be a multiple of 64.
-                acc = dot(factors[w], tl.trans(x), accs[i * len(weights) + w], PRECISION)
+                acc = tl.dot(factors[w], tl.trans(x), accs[i * len(weights) + w], input_precision=PRECISION)
                 sums = append(sums, acc)
             first_row += PARTS[i]
         accs = sums

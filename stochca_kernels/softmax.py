@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from stochca_kernels.primitives import LOG2_E, append, dot, dot_rows, load_rows
+from stochca_kernels.primitives import LOG2_E, append, dot_rows, load_rows
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def attend_resident(q, keys, values, len_kv, scale, WHOLE_ROW: tl.constexpr, PRE
         for i in tl.static_range(len(keys)):
             probs = tl.exp2(scores[i] - row_max[:, None])
             row_sum += tl.sum(probs, 1)
-            acc = dot(probs.to(values[i].dtype), values[i], acc, PRECISION)
+            acc = tl.dot(probs.to(values[i].dtype), values[i], acc, input_precision=PRECISION)
     return acc, row_max, row_sum
 
 
@@ -133,7 +133,7 @@ def _add_values(state, logits, v, PRECISION: tl.constexpr):
     rescale = tl.exp2(row_max - new_max)
     probs = tl.exp2(logits - new_max[:, None])
     row_sum = row_sum * rescale + tl.sum(probs, 1)
-    acc = dot(probs.to(v.dtype), v, acc * rescale[:, None], PRECISION)
+    acc = tl.dot(probs.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
     return acc, new_max, row_sum
 
 
@@ -152,4 +152,4 @@ def _add_to_dq(
         probs = tl.where((start + tl.arange(0, k.shape[0]))[None, :] < len_kv, probs, 0.0)
     dprobs = dot_rows(grad, v, PRECISION)
     dlogits = probs * (dprobs - delta[:, None])
-    return dot(dlogits.to(k.dtype), k, dq, PRECISION)
+    return tl.dot(dlogits.to(k.dtype), k, dq, input_precision=PRECISION)

@@ -25,7 +25,7 @@ from stochca_kernels.chunks import (
     zero_chunks,
 )
 from stochca_kernels.launch import launch_largest, with_unit_stride
-from stochca_kernels.primitives import LOG2_E, append, dot, where_each
+from stochca_kernels.primitives import LOG2_E, append, where_each
 from stochca_kernels.tiles import (
     MAX_SPLITS,
     Tiles,
@@ -132,7 +132,7 @@ def _tokens_fwd_kernel(
         for i in tl.static_range(len(CHUNKS)):
             # [BLOCK_N, CHUNK]
             tile = chunk(x, i, x_ptr + column, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS, STREAMS)
-            tile = dot(probs, tile, acc[i] * rescale[:, None], PRECISION)
+            tile = tl.dot(probs, tile, acc[i] * rescale[:, None], input_precision=PRECISION)
             new_acc = append(new_acc, tile)
             column += CHUNKS[i]
         acc = new_acc
@@ -270,7 +270,7 @@ def _tokens_bwd_kernel(
         for i in tl.static_range(len(CHUNKS)):
             # [BLOCK_N, CHUNK]
             tile = chunk(x, i, x_ptr + column, stride_xn, start, last, BLOCK_N, CHUNKS, WIDTHS, STREAMS)
-            tile = dot(dlogits, tile, dqueries[i], PRECISION)
+            tile = tl.dot(dlogits, tile, dqueries[i], input_precision=PRECISION)
             new_dqueries = append(new_dqueries, tile)
             if HAS_DX:
                 write_dx(

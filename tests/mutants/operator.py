@@ -27,13 +27,6 @@ TEST_HOST = ("tests/kernels/test_host.py",)
 
 MUTANTS = [
     Mutant(
-        "tf32_is_cut_off",
-        PRIMITIVES,
-        "((bits + 0x1000) & -0x2000)",
-        "(bits & -0x2000)",
-        ("tests/kernels/test_primitives.py",),
-    ),
-    Mutant(
         "branch_flipped",
         FORWARD,
         "reads_source = tl.load(use_source_ptr + batch)",
@@ -220,8 +213,8 @@ MUTANTS = [
     Mutant(
         "joint_dq_of_the_last_part_alone",
         JOINT,
-        "dlogits, dq, PRECISION)",
-        "dlogits, dq * 0, PRECISION)",
+        "dlogits, dq, input_precision",
+        "dlogits, dq * 0, input_precision",
         (*TEST_JOINT, "-k", "eager_torch"),
     ),
     Mutant(
@@ -451,8 +444,8 @@ MUTANTS = [
     Mutant(
         "tokens_read_twice",
         TOKENS,
-        "WIDTHS, STREAMS)\n            tile = dot(probs",
-        "WIDTHS, True)\n            tile = dot(probs",
+        "WIDTHS, STREAMS)\n            tile = tl.dot(probs",
+        "WIDTHS, True)\n            tile = tl.dot(probs",
         (*TEST_TOKENS, "-k", "loaded_once"),
     ),
     Mutant(
