@@ -6,6 +6,7 @@ patched for the time of the forward.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -47,10 +48,11 @@ def all_rows(setting: Setting) -> Patched:
 def full_source(setting: Setting) -> Patched:
     """The source runs to its end, whatever the coins."""
 
-    class FullPlan(StepPlan):
-        source_blocks = len(setting.target.blocks) + 1  # so that the last block is run as well
+    class FullSource(StochCA):
+        def _plan(self, *args: Any) -> StepPlan:
+            return replace(super()._plan(*args), whole_source=True)
 
-    return Patched(_model(setting), lambda: mock.patch("stochca.model.StepPlan", FullPlan))
+    return Patched(FullSource(setting.target, setting.source).train())
 
 
 def source_first(setting: Setting) -> Patched:
