@@ -1,4 +1,4 @@
-"""The command `stochca`: finetune, domainbed, sweep, evaluate, info. Imports torch when a subcommand runs."""
+"""The command `stochca`: finetune, domainbed, sweep, evaluate, export, info. Imports torch when one runs."""
 
 import dataclasses
 import difflib
@@ -17,6 +17,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from stochca import __version__
 from stochca.config import DomainBedOptions, EvaluateOptions, FinetuneOptions, InfoOptions, flag
+from stochca.export.options import ExportOptions
 from stochca.recipes import recipe_names, recipe_path
 from stochca.sweep.options import SweepOptions
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         "domainbed": (DomainBedOptions, _domainbed, "leave each domain out once, and compare methods"),
         "sweep": (SweepOptions, _sweep, "compare settings of finetune over seeds, several runs at once"),
         "evaluate": (EvaluateOptions, _evaluate, "evaluate a checkpoint on a dataset"),
+        "export": (ExportOptions, _export, "write a checkpoint for timm, ONNX, torch.export or the hub"),
         "info": (InfoOptions, _info, "versions, device, and which implementation runs on it"),
     }
     parser = _Parser(
@@ -240,6 +242,18 @@ def _evaluate(options: EvaluateOptions) -> int:
     )
     if skipped:
         sys.stdout.write(f"unreadable images left out: {len(skipped)}: {', '.join(skipped)}\n")
+    return 0
+
+
+def _export(options: ExportOptions) -> int:
+    from stochca.export.command import export
+
+    result = export(options)
+    sys.stdout.write(f"{result['checkpoint']} is in {result['output']}: {', '.join(result['files'])}\n")
+    for name, error in result["errors"].items():
+        sys.stdout.write(f"{name} computes the model's logits, within {error:.1e} of the largest one\n")
+    if result["commit"] is not None:
+        sys.stdout.write(f"published: {result['commit']}\n")
     return 0
 
 

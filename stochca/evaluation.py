@@ -128,6 +128,19 @@ class Evaluator:
         )
 
 
+def rebuild(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The plain timm model of a checkpoint of `stochca finetune`, with its weights, and the metadata.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a checkpoint of `stochca finetune`.
+    """
+    metadata = read_metadata(path)
+    model = timm.create_model(metadata["model"], **metadata["model_kwargs"])
+    load_weights(path, model, metadata["model"])
+    return model, metadata
+
+
 def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluate a checkpoint of `stochca finetune` on a dataset.
 
@@ -137,7 +150,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
         What `evaluate` returns, the model's name, and `skipped`: the images that could not be read.
     """
     path = Path(options.checkpoint)
-    metadata = read_metadata(path)
+    model, metadata = rebuild(path)
     world = World(resolve_device(options.device))
     images = open_images(
         options.data_dir,
@@ -147,8 +160,6 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
         download=options.dataset_download,
     )
     check_classes(metadata["classes"], images.classes, options.data_dir or options.dataset, str(path))
-    model = timm.create_model(metadata["model"], **metadata["model_kwargs"])
-    load_weights(path, model, metadata["model"])
     loader, _ = make_loader(
         images, metadata["data_config"], options.batch_size, device=world.device, workers=options.workers
     )

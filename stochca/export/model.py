@@ -1,0 +1,193 @@
+"""Export or publish a trained model, checked against the one at hand."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
+from timm.models import push_to_hf_hub
+from torch import nn
+
+from stochca.export.card import model_card
+from stochca.export.options import OPSET, TOLERANCE, Format
+from stochca.export.plain import PlainModel, load_folder, plain_model, save_folder
+from stochca.export.programs import WRITERS, check_packages, largest_error, trace
+
+
+class Export(NamedTuple):
+    """What was written.
+
+    Args:
+        output: The folder.
+        files: What is in it.
+        errors: Of each program, by its format: largest difference to the model's logits, relative to the
+            largest of them.
+    """
+
+    output: Path
+    files: list[Path]
+    errors: dict[str, float]
+
+
+def export_model(
+    model: nn.Module,
+    output: str | Path,
+    *,
+    formats: Sequence[Format] = ("timm",),
+    classes: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    card: Mapping[str, Any] | None = None,
+    opset: int = OPSET,
+    tolerance: float = TOLERANCE,
+) -> Export:
+    """Write a trained model so that it runs without this package.
+
+    Whatever the formats, timm loads the model from its folder first, and must compute the same logits bit for
+    bit; programs are made of the model that it loaded, read back, and compared at several batch sizes. The
+    folder appears when all of it is written and checked, and not at all otherwise.
+
+    Args:
+        model: A `StochCA`, whose target is exported, or a timm model, of StochCAAttention or not; also within
+            DDP, a moving average or a compiled module. It is left as it is.
+        output: A folder that does not exist, or is empty.
+        formats: "timm": `model.safetensors`, `config.json` and the model card `README.md`, which
+            `timm.create_model("local-dir:<output>", pretrained=True)` loads and the Hugging Face hub knows.
+            "onnx": `model.onnx`. "torch-export": `model.pt2`. Programs take normalised images
+            `[batch, channels, height, width]`, return logits, and hold classes and normalisation as metadata.
+        classes: Their names, in the order of the logits.
+        data_config: How images are prepared, as `timm.data.resolve_data_config` returns it; what it lacks is
+            taken from the model's `pretrained_cfg`.
+        model_args: Arguments the model was created with, where timm has not recorded them (before 1.0.31) or
+            they cannot be written as JSON: `{"norm_layer": "layernorm"}` instead of a class.
+        card: Entries for the model card, as timm's `push_to_hf_hub` takes them.
+        opset: Version of the operators of ONNX.
+        tolerance: Largest error of a program, relative to the largest logit.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileExistsError: The folder holds something.
+        TypeError: No model of timm.
+        ValueError: timm does not rebuild the model, a program differs from it, a package is missing, or an
+            argument does not fit.
+    """
+    if unknown := sorted({*formats} - {"timm", *WRITERS}):
+        raise ValueError(f"formats must be of timm, {', '.join(WRITERS)}, got {', '.join(unknown)}")
+    check_packages(formats)
+    plain = plain_model(model, classes, data_config, model_args)
+    errors = {}
+    with _new_folder(Path(output)) as folder:
+        loaded = _save_checked(plain, folder, f"local-dir:{folder.name}", card)
+        if "timm" not in formats:
+            for file in folder.iterdir():
+                file.unlink()
+        programs = [name for name in WRITERS if name in formats]
+        program = trace(loaded, plain.random_images(2)) if programs else None
+        for name in programs:
+            assert program is not None
+            written = WRITERS[name](program, plain, folder, opset)
+            errors[name] = largest_error(written.run, loaded, plain)
+            if not errors[name] <= tolerance:
+                raise ValueError(
+                    f"{name}: logits must be within {tolerance:g} of the largest one of the model's, "
+                    f"got {errors[name]:.1e}"
+                )
+        names = sorted(file.name for file in folder.iterdir())
+    return Export(Path(output), [Path(output, name) for name in names], errors)
+
+
+def push_model(
+    model: nn.Module,
+    repository: str,
+    *,
+    private: bool = False,
+    classes: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> str:
+    """Publish a trained model on the Hugging Face hub, by timm's `push_to_hf_hub`.
+
+    `timm.create_model("hf-hub:<repository>", pretrained=True)` loads it from there; that it can is checked
+    first, on this machine. A card that the repository has already is kept.
+
+    Args:
+        model: As in `export_model`.
+        repository: "owner/name"; made if it does not exist.
+        private: Make it private if it is made.
+        classes: As in `export_model`.
+        data_config: As in `export_model`.
+        model_args: As in `export_model`.
+        card: As in `export_model`.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        TypeError: As `export_model`.
+        ValueError: As `export_model`, or `repository` is no name.
+        OSError: No token, no network, or the hub refuses.
+    """
+    check_hub(repository)
+    plain, address = plain_model(model, classes, data_config, model_args), f"hf-hub:{repository}"
+    with TemporaryDirectory() as folder:
+        _save_checked(plain, Path(folder), address, card)
+    try:
+        return push_to_hf_hub(
+            plain.model,
+            repository,
+            private=private,
+            model_card=model_card(plain, address, card),
+            **plain.config(),
+        )
+    # What the hub answers is both of its bases; a connection that fails is the other one alone.
+    except (OSError, *HfHubHTTPError.__bases__) as error:
+        raise OSError(f"cannot publish {repository} on the Hugging Face hub: {error}") from error
+
+
+def check_hub(repository: str) -> None:
+    """Refuse what `push_model` could not publish, before anything is computed.
+
+    Raises:
+        ValueError: Not of the form "owner/name".
+        OSError: No token.
+    """
+    if repository.count("/") != 1:
+        raise ValueError(f"a repository on the Hugging Face hub must be named OWNER/NAME, got {repository!r}")
+    validate_repo_id(repository)
+    if get_token() is None:
+        raise OSError("the Hugging Face hub needs a token: run `hf auth login`, or set HF_TOKEN")
+
+
+def _save_checked(plain: PlainModel, folder: Path, address: str, card: Mapping[str, Any] | None) -> nn.Module:
+    """Write timm's folder, and return the model that timm loads from it."""
+    save_folder(plain, folder, model_card(plain, address, card))
+    return load_folder(plain, folder)
+
+
+@contextlib.contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `output` once it is on disk, and vanishes after an error."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file, wanted a folder")
+    if output.is_dir() and (held := sorted(path.name for path in output.iterdir())):
+        raise FileExistsError(
+            f"{output} is not empty ({', '.join(held[:3])}{', ...' * (len(held) > 3)}): choose another folder"
+        )
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+        folder = Path(temporary, output.name)
+        folder.mkdir()
+        yield folder
+        for file in folder.iterdir():
+            with open(file, "rb+") as stream:
+                os.fsync(stream.fileno())
+        os.replace(folder, output)
