@@ -52,7 +52,7 @@ def stochca_attention(
 
     For each sample with coin :math:`\beta`, and :math:`(k_0, v_0)` of the source,
 
-    .. math:: (1 - \beta)\,\mathrm{softmax}(s\,q k')\,v + \beta\,\mathrm{softmax}(s\,q k_0')\,v_0
+    :math:`(1 - \beta)\,\mathrm{softmax}(s\,q k')\,v + \beta\,\mathrm{softmax}(s\,q k_0')\,v_0`
 
     where only the selected term is computed and the other pair is never read.
 

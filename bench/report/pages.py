@@ -15,6 +15,10 @@ PAGES: Mapping[str, Mapping[str, Section]] = {
         "step-cpu": benchmarks.readme_cpu,
         "demo": method.demo,
     },
+    "docs/choosing-p.md": {
+        "counts": method.counts,
+        "demo": method.demo,
+    },
     "docs/kernels.md": {
         "kernels": operator.measured,
         "prediction": operator.prediction,
