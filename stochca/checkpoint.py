@@ -22,6 +22,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from stochca.weights.projection import with_plain_head
+
 STATE = "trainer_state.pt"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
@@ -114,7 +116,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             f"{path} was not written by stochca finetune: wanted the metadata 'stochca', 'model', 'classes', "
             f"..., got {sorted(text)}"
         )
-    names = {"model", "stochca", "format"}
+    names = {"model", "stochca", "format", "converted_from"}
     return {name: value if name in names else json.loads(value) for name, value in text.items()}
 
 
@@ -173,7 +175,7 @@ def save_derived(
     output: Path, state: dict[str, Any], best_step: int | None, metadata: dict[str, Any]
 ) -> None:
     """Write the weights, the best ones if these are, and the metrics; arguments as of `save_run`."""
-    weights = state["average"] or state["model"]
+    weights = with_plain_head(state["average"] or state["model"])
     save_weights(output / LAST, weights, metadata)
     if best_step == state["step"]:
         save_weights(output / BEST, weights, metadata)

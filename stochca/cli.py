@@ -1,4 +1,4 @@
-"""The command `stochca`: finetune, domainbed, sweep, evaluate, export, info. Imports torch when one runs."""
+"""The command `stochca`, whose subcommands `main` lists. Imports torch when one of them runs."""
 
 import dataclasses
 import difflib
@@ -20,6 +20,7 @@ from stochca.config import DomainBedOptions, EvaluateOptions, FinetuneOptions, I
 from stochca.export.options import ExportOptions
 from stochca.recipes import recipe_names, recipe_path
 from stochca.sweep.options import SweepOptions
+from stochca.weights.options import ConvertOptions
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         "sweep": (SweepOptions, _sweep, "compare settings of finetune over seeds, several runs at once"),
         "evaluate": (EvaluateOptions, _evaluate, "evaluate a checkpoint on a dataset"),
         "export": (ExportOptions, _export, "write a checkpoint for timm, ONNX, torch.export or the hub"),
+        "convert": (
+            ConvertOptions,
+            _convert,
+            "weights in another layout, for timm or torchvision",
+        ),
         "info": (InfoOptions, _info, "versions, device, and which implementation runs on it"),
     }
     parser = _Parser(
@@ -254,6 +260,17 @@ def _export(options: ExportOptions) -> int:
         sys.stdout.write(f"{name} computes the model's logits, within {error:.1e} of the largest one\n")
     if result["commit"] is not None:
         sys.stdout.write(f"published: {result['commit']}\n")
+    return 0
+
+
+def _convert(options: ConvertOptions) -> int:
+    from stochca.weights.convert import convert
+
+    result = convert(options)
+    sys.stdout.write(
+        f"{result['found']}\n{result['model']} with {result['num_classes']} classes, and "
+        f"{result['norm_eps']} as the epsilon of its layer norms: {result['output']}\n"
+    )
     return 0
 
 

@@ -31,7 +31,15 @@ class ModelOptions:
 
     model: str = _option("vit_base_patch16_224", "name of a timm Vision Transformer")
     pretrained: bool = _option(True, "start target and source from timm's pretrained weights")
-    pretrained_path: str | None = _option(None, "file to read the pretrained weights from, instead of timm's")
+    pretrained_path: str | None = _option(
+        None, "file to read the pretrained weights from, instead of timm's, in a layout of docs/weights.md"
+    )
+    norm_eps: float | None = _option(
+        None, "epsilon of the layer norms, for weights that do not say it; the model's if not given"
+    )
+    clip_projection: bool = _option(
+        False, "classify after CLIP's projection; timm leaves it out where the classes are other ones"
+    )
     num_classes: int | None = _option(None, "number of classes; read from the dataset if not given")
     img_size: int | None = _option(None, "height and width of the images in pixels; the model's if not given")
     drop_path: float = _option(0.0, "stochastic depth rate of the target")
@@ -65,6 +73,19 @@ class StochCAOptions:
     independent_coins: bool = _option(
         False,
         "each process draws coins of its own; by default all draw the same, and run as much of the source",
+    )
+
+
+@dataclass(kw_only=True)
+class SourceOptions:
+    """The frozen source, where it is not what the target starts from."""
+
+    source_model: str | None = _option(
+        None, "name of another timm model of the same architecture, with timm's weights of its tag"
+    )
+    source_path: str | None = _option(None, "file to read its weights from, as for --pretrained-path")
+    source_img_size: int | None = _option(
+        None, "height and width of its images in pixels; --img-size if not given, else the model's"
     )
 
 
@@ -236,6 +257,7 @@ class RecipeOptions(
     LossOptions,
     PreparationOptions,
     BatchOptions,
+    SourceOptions,
     StochCAOptions,
     ModelOptions,
 ):
@@ -246,7 +268,7 @@ class RecipeOptions(
             self,
             at_least_one=(
                 "batch_size validation_batch_size grad_accum_steps epochs steps val_interval val_steps"
-                " patience log_interval num_classes img_size swad_converge swad_tolerance"
+                " patience log_interval num_classes img_size source_img_size swad_converge swad_tolerance"
             ),
             not_negative=(
                 "lr warmup_lr min_lr weight_decay head_lr_mult warmup_epochs warmup_steps workers"
@@ -272,8 +294,9 @@ class RecipeOptions(
             raise ValueError(f"--mixup and --cutmix need an even --batch-size, got {self.batch_size}")
         if self.p_schedule is not None and not all(0 <= p <= 1 for p in self.p_schedule):
             raise ValueError(f"--p-schedule must be between 0 and 1, got {self.p_schedule}")
-        if self.clip_grad is not None and self.clip_grad <= 0:
-            raise ValueError(f"--clip-grad must be positive, got {self.clip_grad}")
+        for name in ("clip_grad", "norm_eps"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{flag(name)} must be positive, got {value}")
         if self.seed > MAX_SEED:
             raise ValueError(f"--seed must be at most {MAX_SEED}, got {self.seed}")
         if self.std is not None and not all(value > 0 for value in self.std):

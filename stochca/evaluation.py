@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -13,6 +12,7 @@ from stochca.config import DeviceOptions, EvaluateOptions, RecipeOptions
 from stochca.data import Images, ImageStream, check_classes, make_loader, open_images
 from stochca.distributed import World, resolve_device
 from stochca.run_data import RunData, evaluation_loader
+from stochca.weights.creation import create_plain
 
 
 def autocast(options: DeviceOptions, device: torch.device) -> torch.autocast:
@@ -136,7 +136,7 @@ def rebuild(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         ValueError: Not a checkpoint of `stochca finetune`.
     """
     metadata = read_metadata(path)
-    model = timm.create_model(metadata["model"], **metadata["model_kwargs"])
+    model = create_plain(metadata)
     load_weights(path, model, metadata["model"])
     return model, metadata
 

@@ -1,28 +1,23 @@
 """What a run is made of, from its options: model, loss, optimizer and schedule, each of them timm's."""
 
-import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import Mixup, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
-from timm.models import load_state_dict
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from stochca.config import LossOptions, OptimizerOptions, RecipeOptions, StochCAOptions
 from stochca.losses import Companion, create_losses, read_source_head
 from stochca.model import StochCA
 from stochca.objective import Objective
 from stochca.vit import TimmViT
+from stochca.weights.pair import create_pair
 
 # Of torch: one kernel for all parameters, on the CPU too.
 _FUSED = ("adam", "adamw", "sgd")
@@ -36,24 +31,11 @@ def create_model(options: RecipeOptions, num_classes: int) -> StochCA:
         FileNotFoundError: No file of weights.
         ValueError: The model, its weights or an option do not fit.
     """
-    overlay: dict[str, Any] = {}
-    if (path := options.pretrained_path) is not None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"--pretrained-path {path} is not a file")
-        # timm's own loader of JAX weights is for those alone.
-        overlay = {"pretrained_cfg_overlay": {"file": path, "custom_load": path.endswith(".npz")}}
-    kwargs = target_kwargs(options, num_classes)
-    source = None
     try:
-        create = {"pretrained": options.pretrained, "drop_path_rate": options.drop_path, **overlay}
-        if read_source_head(options.losses):
-            del kwargs["num_classes"]
-        target = timm.create_model(options.model, **create, **kwargs)
-        if options.pos_embed_interpolation == "torchvision" and options.img_size:
-            _resample_as_torchvision(target, options, create)
-        if read_source_head(options.losses):
-            source = copy.deepcopy(target)
-            target.reset_classifier(num_classes)
+        target, source = create_pair(options, num_classes, keep_head=read_source_head(options.losses))
+        if options.mean or options.std:  # what a source of its own is renormalised from
+            config = resolve_preparation(options, target)
+            target.pretrained_cfg = {**target.pretrained_cfg, "mean": config["mean"], "std": config["std"]}
         model = StochCA(
             target,
             source,
@@ -78,33 +60,6 @@ def target_kwargs(options: RecipeOptions, num_classes: int) -> dict[str, Any]:
     """What `timm.create_model` needs besides the name to build the target that a checkpoint fits."""
     size = {"img_size": options.img_size} if options.img_size else {}
     return {**options.model_kwargs, **size, "num_classes": num_classes}
-
-
-def _resample_as_torchvision(target: TimmViT, options: RecipeOptions, create: dict[str, Any]) -> None:
-    """Resample the position embeddings of the weights anew, as torchvision does it."""
-    has_class = getattr(target, "num_prefix_tokens", 0) == 1 and not getattr(target, "no_embed_class", False)
-    if not has_class or getattr(target, "pos_embed", None) is None:
-        raise ValueError(
-            f"--pos-embed-interpolation torchvision is for a position embedding with one class token, "
-            f"{options.model} has another"
-        )
-    state = OrderedDict({"encoder.pos_embedding": _pos_embed_of_weights(options, create)})
-    (height, width), (patch, _) = target.patch_embed.img_size, target.patch_embed.patch_size
-    if height != width:
-        raise ValueError(f"--pos-embed-interpolation torchvision is for squares, got {height}x{width}")
-    resampled = interpolate_embeddings(height, patch, state)["encoder.pos_embedding"]
-    with torch.no_grad():
-        target.pos_embed.copy_(resampled)
-
-
-def _pos_embed_of_weights(options: RecipeOptions, create: dict[str, Any]) -> torch.Tensor:
-    """The position embedding as the weights have it, which may be of another size than the model's own."""
-    path = options.pretrained_path
-    if options.pretrained and path is not None and not path.endswith(".npz"):
-        state = load_state_dict(path, device="cpu")
-        if "pos_embed" in state:
-            return state["pos_embed"].float()
-    return timm.create_model(options.model, **create, **options.model_kwargs).pos_embed.data
 
 
 def probability(options: StochCAOptions, draws_per_epoch: int, epochs: int) -> Callable[[int], float] | Any:

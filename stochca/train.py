@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import timm
 import torch
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor
@@ -37,6 +36,9 @@ from stochca.recipe import (
 )
 from stochca.run_data import RunData, finetune_data
 from stochca.swad import Swad
+from stochca.weights.creation import create_plain
+from stochca.weights.facts import norm_eps
+from stochca.weights.projection import with_plain_head
 
 
 class Trainer:
@@ -306,7 +308,8 @@ class Trainer:
             summary["swad_steps"] = None
             if found is not None:
                 model = self._plain_target()
-                weights = {name: found.mean[name].to(t.dtype) for name, t in model.state_dict().items()}
+                mean = with_plain_head(found.mean)
+                weights = {name: mean[name].to(t.dtype) for name, t in model.state_dict().items()}
                 model.load_state_dict(weights)
                 results = self.evaluator.splits(model)
                 assert results is not None  # nobody stops it
@@ -324,8 +327,7 @@ class Trainer:
 
     def _plain_target(self) -> torch.nn.Module:
         """A new model of the target's kind, on the device."""
-        model = timm.create_model(self.options.model, **target_kwargs(self.options, self.num_classes))
-        return model.to(self.device)
+        return create_plain(self._metadata()).to(self.device)
 
     def _skipped(self) -> list[str]:
         datasets = [self.loader.dataset, *self.data.evaluations.values(), self.data.test]
@@ -410,6 +412,7 @@ class Trainer:
             "stochca": stochca.__version__,
             "model": self.options.model,
             "model_kwargs": target_kwargs(self.options, self.num_classes),
+            "norm_eps": norm_eps(self.model.target),
             "num_classes": self.num_classes,
             "classes": self.data.classes,
             "data_config": self.data_config,

@@ -92,7 +92,8 @@ def test_the_flags_are_those_of_timm():
     own = """--p --p-schedule --per --mode --impl --head-lr-mult --steps --warmup-steps --skip-corrupt
         --log-tensorboard --recompute --source-dtype --independent-coins --losses --layout --test-split
         --train-subset --subset-seed --distribute --tf32 --pos-embed-interpolation --val-steps --patience
-        --swad --swad-converge --swad-tolerance --swad-tolerance-ratio"""
+        --swad --swad-converge --swad-tolerance --swad-tolerance-ratio --norm-eps --clip-projection
+        --source-model --source-path --source-img-size"""
     assert ours == {*timms.split(), *own.split()}
 
 

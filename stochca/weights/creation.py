@@ -1,0 +1,112 @@
+"""timm models with the weights of a file, strictly: every tensor of the model, and no other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import nn
+
+from stochca.vit import TimmViT
+from stochca.weights.facts import check_facts, set_norm_eps
+from stochca.weights.reading import JAX, Weights
+
+
+def create_vit(
+    name: str,
+    weights: Weights | None = None,
+    *,
+    pretrained: bool = True,
+    num_classes: int | None = None,
+    eps: float | None = None,
+    **kwargs: Any,
+) -> TimmViT:
+    """Create a timm model with pretrained weights.
+
+    timm loads leniently as soon as the number of classes is another one. Here the model has the classes of
+    the file while it is loaded, and a new classifier afterwards. Position embeddings are resampled by timm
+    where `img_size` is another one than that of the weights.
+
+    Args:
+        name: Of the model.
+        weights: Those of a file; None for those that timm knows by the model's name.
+        pretrained: Load any at all.
+        num_classes: None keeps the classifier of the weights. As many as they have keep it too.
+        eps: Epsilon of the layer norms, for weights that do not say it.
+        kwargs: Go to `timm.create_model`.
+
+    Returns:
+        The model, whose `pretrained_cfg` has the normalisation that the file names.
+
+    Raises:
+        ValueError: The file does not fit the model, in what and how.
+        RuntimeError: timm has no such model, or no weights for it.
+    """
+    if not pretrained or weights is None or weights.layout == JAX:
+        if weights is not None:  # which timm's own loader of JAX weights checks
+            kwargs["pretrained_cfg_overlay"] = {"file": str(weights.path), "custom_load": True}
+        if num_classes is not None:
+            kwargs["num_classes"] = num_classes
+        model = timm.create_model(name, pretrained=pretrained, **kwargs)
+        set_norm_eps(model, eps)
+        return model
+    model = _load(name, weights, **kwargs)
+    check_facts(model, weights.facts, str(weights.path))
+    set_norm_eps(model, _resolve_eps(weights, eps))
+    if num_classes not in (None, weights.num_classes):
+        model.reset_classifier(num_classes)
+    return model
+
+
+def create_plain(description: Mapping[str, Any]) -> nn.Module:
+    """The timm model that a checkpoint of ours fits, with random weights.
+
+    Args:
+        description: `model`, `model_kwargs` and `norm_eps`, as the metadata of the checkpoint have them.
+    """
+    model = timm.create_model(description["model"], **description["model_kwargs"])
+    set_norm_eps(model, description.get("norm_eps"))
+    return model
+
+
+def _load(name: str, weights: Weights, **kwargs: Any) -> TimmViT:
+    """The model with the classes and the normalisation of the weights."""
+    facts = weights.facts
+    images = {key: value for key, value in (("mean", facts.mean), ("std", facts.std)) if value is not None}
+    overlay = {"state_dict": weights.state, "num_classes": weights.num_classes, **images}
+    classes = {"num_classes": weights.num_classes}
+    try:
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes, **kwargs)
+    except RuntimeError as error:
+        raise ValueError(f"{weights.path} does not fit {name}: {_problems(error)}") from error
+    del model.pretrained_cfg["state_dict"]
+    _check_patches(model, weights)
+    return model
+
+
+def _resolve_eps(weights: Weights, eps: float | None) -> float | None:
+    """The file's epsilon, else the one given."""
+    own = weights.facts.norm_eps
+    if own is None and eps is None and weights.layout.startswith("Hugging Face"):
+        raise ValueError(
+            f"{weights.path} is a Hugging Face file, which does not say the epsilon of its layer norms: put "
+            "its config.json beside it, or give --norm-eps (1e-12 is the default of their ViT)"
+        )
+    if None not in (own, eps) and own != eps:
+        raise ValueError(f"--norm-eps is {eps}, but the layer norms of {weights.path} have {own}")
+    return eps if own is None else own
+
+
+def _check_patches(model: TimmViT, weights: Weights) -> None:
+    """Refuse filters of another size, which timm resamples: that makes another model of them."""
+    wanted = getattr(model, "patch_embed", None) and tuple(model.patch_embed.proj.weight.shape[2:])
+    filters = weights.state.get("patch_embed.proj.weight", weights.state.get("visual.conv1.weight"))
+    got = None if filters is None else tuple(filters.shape[2:])  # none of a linear layer's
+    if wanted and got and got != wanted:
+        raise ValueError(f"{weights.path} is of another patch size: the model has {wanted}, it has {got}")
+
+
+def _problems(error: RuntimeError) -> str:
+    """What torch says of a state dict that does not fit, in one line."""
+    first, *others = [line.strip() for line in str(error).splitlines()]
+    shown = [line if len(line) < 200 else f"{line[:200]} ..." for line in others[:3] or [first]]
+    return " ".join(shown) + " ..." * (len(others) > 3)

@@ -1,0 +1,71 @@
+"""Small models of torchvision, transformers and OpenAI's layout, with weights that matter, and their files."""
+
+import torch
+from torchvision.models import VisionTransformer
+
+from tests.models import perturb
+
+SIZES = {"img_size": 24, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
+NAME = "vit_tiny_patch16_224"
+CLIP_NAME = "vit_base_patch16_clip_quickgelu_224.openai"
+CLASSES = 5
+HUGGING_FACE = {
+    "image_size": 24,
+    "patch_size": 8,
+    "num_hidden_layers": 2,
+    "hidden_size": 48,
+    "num_attention_heads": 3,
+    "intermediate_size": 192,
+}
+
+
+def make_images(size=24):
+    # Dark ones, whose tokens vary little enough for the epsilon of a norm to show.
+    return 1e-3 * torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits(model, images):
+    result = model.eval()(images)
+    return getattr(result, "logits", result)
+
+
+def torchvision_vit(**changes):
+    sizes = {"image_size": 24, "patch_size": 8, "num_layers": 2, "num_heads": 3, "hidden_dim": 48}
+    model = VisionTransformer(**{**sizes, "mlp_dim": 192, "num_classes": CLASSES, **changes})
+    perturb(model)
+    return model
+
+
+def openai_state(width=48, depth=2, patches=9, patch=8, embed=24, *, is_openai=True):
+    """The state dict of OpenAI's CLIP: an image tower, a text tower and what its file alone has."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return 0.2 * torch.randn(shape, generator=generator)
+
+    state = {
+        "visual.class_embedding": random(width),
+        "visual.positional_embedding": random(patches + 1, width),
+        "visual.proj": random(width, embed),
+        "visual.conv1.weight": random(width, 3, patch, patch),
+        "transformer.resblocks.0.ln_1.weight": random(16),
+        "logit_scale": random(),
+    }
+    modules = {"visual.ln_pre": (width,), "visual.ln_post": (width,)}
+    for block in range(depth):
+        prefix = f"visual.transformer.resblocks.{block}"
+        state[f"{prefix}.attn.in_proj_weight"] = random(3 * width, width)
+        state[f"{prefix}.attn.in_proj_bias"] = random(3 * width)
+        modules |= {
+            f"{prefix}.ln_1": (width,),
+            f"{prefix}.ln_2": (width,),
+            f"{prefix}.attn.out_proj": (width, width),
+            f"{prefix}.mlp.c_fc": (4 * width, width),
+            f"{prefix}.mlp.c_proj": (width, 4 * width),
+        }
+    for name, shape in modules.items():
+        state[f"{name}.weight"], state[f"{name}.bias"] = random(*shape), random(shape[0])
+    if is_openai:
+        state |= {name: torch.tensor(77) for name in ("input_resolution", "context_length", "vocab_size")}
+    return state
