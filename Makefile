@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint mutants clean
+.PHONY: help install demo test lint docs mutants clean
 
 help:                   ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -28,7 +28,10 @@ lint: $(READY)          ## format, lint, types, import contract and rendered pag
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m bench.report --check
 
-test: lint              ## lint, types, import contract, rendered pages and tests
+docs: $(READY)          ## build the pages into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: lint docs         ## lint, types, import contract, rendered pages, the site and tests
 	$(BIN)/python -m pytest --numprocesses 2
 
 mutants: $(READY)       ## break the code on purpose and watch the tests fail
