@@ -81,7 +81,7 @@ def _metadata(model: TimmViT, name: str, kwargs: dict[str, Any], weights: Weight
         "norm_eps": norm_eps(model),
         "num_classes": model.num_classes,
         "classes": weights.facts.classes,
-        "data_config": resolve_data_config({}, model=model),
+        "data_config": resolve_data_config({"img_size": kwargs.get("img_size")}, model=model),
         "step": 0,
         "metrics": None,
         "converted_from": weights.layout,

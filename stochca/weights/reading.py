@@ -90,6 +90,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
     except (RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or "it ends early").splitlines()[0]
         raise ValueError(f"{path} is not a complete file of weights alone: {reason}") from error
     return state, metadata

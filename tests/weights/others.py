@@ -1,6 +1,7 @@
-"""Small models of torchvision, transformers and OpenAI's layout, with weights that matter, and their files."""
+"""Small models of torchvision and of OpenAI's layout, with weights that matter."""
 
 import torch
+import torch.nn.functional as F
 from torchvision.models import VisionTransformer
 
 from tests.models import perturb
@@ -69,3 +70,31 @@ def openai_state(width=48, depth=2, patches=9, patch=8, embed=24, *, is_openai=T
     if is_openai:
         state |= {name: torch.tensor(77) for name in ("input_resolution", "context_length", "vocab_size")}
     return state
+
+
+@torch.no_grad()
+def openai_features(state, images, heads=3):
+    """What OpenAI's image tower computes, written out."""
+    state = {name.removeprefix("visual."): t for name, t in state.items() if name.startswith("visual.")}
+    width = len(state["class_embedding"])
+
+    def norm(x, name):
+        return F.layer_norm(x, (width,), state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-5)
+
+    def linear(x, name):
+        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    patches = F.conv2d(images, state["conv1.weight"], stride=state["conv1.weight"].shape[-1])
+    classes = state["class_embedding"].expand(len(images), 1, width)
+    x = torch.cat([classes, patches.flatten(2).transpose(1, 2)], dim=1) + state["positional_embedding"]
+    x = norm(x, "ln_pre")
+    for block in range(2):
+        prefix = f"transformer.resblocks.{block}"
+        y = norm(x, f"{prefix}.ln_1")
+        qkv = F.linear(y, state[f"{prefix}.attn.in_proj_weight"], state[f"{prefix}.attn.in_proj_bias"])
+        q, k, v = qkv.unflatten(2, (3, heads, width // heads)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + linear(y, f"{prefix}.attn.out_proj")
+        y = linear(norm(x, f"{prefix}.ln_2"), f"{prefix}.mlp.c_fc")
+        x = x + linear(y * torch.sigmoid(1.702 * y), f"{prefix}.mlp.c_proj")
+    return norm(x[:, 0], "ln_post") @ state["proj"]

@@ -87,7 +87,7 @@ def test_what_timm_has_not_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     "kwargs",
     [{"pre_norm": True}, {"init_values": 0.1}, {"qk_norm": True}, {"reg_tokens": 2}],
-    ids=lambda k: list(k)[0],
+    ids=lambda kwargs: "".join(kwargs),
 )
 def test_what_torchvision_has_not_is_refused_by_name(kwargs):
     state = timm.create_model(NAME, **SIZES, **kwargs).state_dict()
