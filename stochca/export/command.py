@@ -43,7 +43,6 @@ def export(options: ExportOptions) -> dict[str, Any]:
         model,
         options.output,
         formats=options.formats,
-        opset=options.opset,
         tolerance=options.tolerance,
         **about,
     )

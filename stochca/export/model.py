@@ -14,9 +14,12 @@ from timm.models import push_to_hf_hub
 from torch import nn
 
 from stochca.export.card import model_card
-from stochca.export.options import OPSET, TOLERANCE, Format
+from stochca.export.options import TOLERANCE, Format
 from stochca.export.plain import PlainModel, load_folder, plain_model, save_folder
 from stochca.export.programs import WRITERS, check_packages, largest_error, trace
+
+# An answer of the hub is both of its bases; a connection that fails is that of the HTTP library alone.
+_HUB_ERRORS: Any = (OSError, *HfHubHTTPError.__bases__)
 
 
 class Export(NamedTuple):
@@ -43,7 +46,6 @@ def export_model(
     data_config: Mapping[str, Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
     card: Mapping[str, Any] | None = None,
-    opset: int = OPSET,
     tolerance: float = TOLERANCE,
 ) -> Export:
     """Write a trained model so that it runs without this package.
@@ -58,7 +60,7 @@ def export_model(
         output: A folder that does not exist, or is empty.
         formats: "timm": `model.safetensors`, `config.json` and the model card `README.md`, which
             `timm.create_model("local-dir:<output>", pretrained=True)` loads and the Hugging Face hub knows.
-            "onnx": `model.onnx`. "torch-export": `model.pt2`. Programs take normalised images
+            "onnx": `model.onnx`, of opset 18. "torch-export": `model.pt2`. Programs take normalised images
             `[batch, channels, height, width]`, return logits, and hold classes and normalisation as metadata.
         classes: Their names, in the order of the logits.
         data_config: How images are prepared, as `timm.data.resolve_data_config` returns it; what it lacks is
@@ -66,7 +68,6 @@ def export_model(
         model_args: Arguments the model was created with, where timm has not recorded them (before 1.0.31) or
             they cannot be written as JSON: `{"norm_layer": "layernorm"}` instead of a class.
         card: Entries for the model card, as timm's `push_to_hf_hub` takes them.
-        opset: Version of the operators of ONNX.
         tolerance: Largest error of a program, relative to the largest logit.
 
     Returns:
@@ -92,7 +93,7 @@ def export_model(
         program = trace(loaded, plain.random_images(2)) if programs else None
         for name in programs:
             assert program is not None
-            written = WRITERS[name](program, plain, folder, opset)
+            written = WRITERS[name](program, plain, folder)
             errors[name] = largest_error(written.run, loaded, plain)
             if not errors[name] <= tolerance:
                 raise ValueError(
@@ -147,8 +148,7 @@ def push_model(
             model_card=model_card(plain, address, card),
             **plain.config(),
         )
-    # What the hub answers is both of its bases; a connection that fails is the other one alone.
-    except (OSError, *HfHubHTTPError.__bases__) as error:
+    except _HUB_ERRORS as error:
         raise OSError(f"cannot publish {repository} on the Hugging Face hub: {error}") from error
 
 

@@ -9,8 +9,6 @@ from stochca.config import _option
 
 Format: TypeAlias = Literal["timm", "onnx", "torch-export"]
 
-# The newest that needs no recent ONNX Runtime: 1.14 knows it.
-OPSET = 18
 TOLERANCE = 1e-5
 
 
@@ -34,7 +32,6 @@ class FormatOptions:
         "timm: weights, config and card, the layout of the Hugging Face hub; onnx: model.onnx; "
         "torch-export: model.pt2",
     )
-    opset: int = _option(OPSET, "version of the operators of ONNX")
     tolerance: float = _option(
         TOLERANCE,
         "largest difference of onnx and torch-export to the model, relative to its largest logit",
@@ -54,8 +51,6 @@ class ExportOptions(SourceOptions, FormatOptions):
     def __post_init__(self) -> None:
         if not self.formats or len(set(self.formats)) < len(self.formats):
             raise ValueError(f"--formats must be different values, at least one, got {self.formats}")
-        if self.opset < OPSET:
-            raise ValueError(f"--opset must be at least {OPSET}, got {self.opset}")
         if not self.tolerance >= 0:
             raise ValueError(f"--tolerance must be at least 0, got {self.tolerance}")
         if self.private and self.push_to_hub is None:

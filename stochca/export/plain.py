@@ -35,7 +35,7 @@ class PlainModel(NamedTuple):
         classes: Their names in order; None if they have none.
     """
 
-    model: nn.Module
+    model: Any
     model_args: dict[str, Any]
     data_config: dict[str, Any]
     classes: list[str] | None
@@ -76,24 +76,24 @@ def plain_model(
         TypeError: There is no timm model in it.
         ValueError: Weights, classes or preparation are not as they have to be.
     """
-    model = unwrap_model(model)
-    model = model.target if isinstance(model, StochCA) else model
-    if not getattr(model, "pretrained_cfg", None):
-        raise TypeError(f"wanted a StochCA or a model of timm, got {type(model).__name__}")
-    if others := sorted({str(p.dtype) for p in model.parameters()} - {"torch.float32"}):
+    found: Any = unwrap_model(model)
+    found = found.target if isinstance(found, StochCA) else found
+    if not getattr(found, "pretrained_cfg", None):
+        raise TypeError(f"wanted a StochCA or a model of timm, got {type(found).__name__}")
+    if others := sorted({str(p.dtype) for p in found.parameters()} - {"torch.float32"}):
         raise ValueError(f"the weights must be torch.float32, got {', '.join(others)}: export model.float()")
-    if classes is not None and len(classes) != model.num_classes:
-        raise ValueError(f"classes must be {model.num_classes} names, one per logit, got {len(classes)}")
-    config = _preparation(model, data_config or {})
-    plain = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()
+    if classes is not None and len(classes) != found.num_classes:
+        raise ValueError(f"classes must be {found.num_classes} names, one per logit, got {len(classes)}")
+    config = _preparation(found, data_config or {})
+    plain = copy.deepcopy(found).to("cpu", memory_format=torch.contiguous_format).eval()  # of safetensors
     plain.pretrained_cfg = {
-        **model.pretrained_cfg,
+        **found.pretrained_cfg,
         **config,
-        "num_classes": model.num_classes,
+        "num_classes": found.num_classes,
         "custom_load": False,  # the weights are timm's, whatever these started from
         **dict.fromkeys(_OUTDATED),
     }
-    own = {"attn_layer": "attn"} if any(isinstance(m, StochCAAttention) for m in model.modules()) else {}
+    own = {"attn_layer": "attn"} if any(isinstance(m, StochCAAttention) for m in found.modules()) else {}
     return PlainModel(
         plain, {**(model_args or {}), **own}, config, None if classes is None else list(classes)
     )
@@ -134,8 +134,8 @@ def load_folder(plain: PlainModel, folder: Path) -> nn.Module:
         timm's model in eval mode, with the logits of `plain.model` bit for bit.
 
     Raises:
-        ValueError: timm does not rebuild the model, or its logits differ; or the model does not take images
-            of the size it is said to.
+        ValueError: timm does not rebuild the model, or its logits differ; or those of the model are not
+            finite, or it does not take images of the size it is said to.
     """
     images = plain.random_images(2)
     with torch.no_grad():
@@ -143,6 +143,8 @@ def load_folder(plain: PlainModel, folder: Path) -> nn.Module:
             wanted = plain.model(images)
         except (AssertionError, RuntimeError) as error:
             raise ValueError(f"the model does not take images {list(images.shape[1:])}: {error}") from error
+        if not wanted.isfinite().all():
+            raise ValueError("the logits of the model are not all finite")
         try:
             loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
             got = loaded(images)

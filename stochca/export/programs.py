@@ -15,6 +15,9 @@ from torch.export import Dim, ExportedProgram
 
 from stochca.export.plain import PlainModel
 
+# What torch translates to; it would convert from there to others.
+OPSET = 18
+
 INPUT, OUTPUT = "images", "logits"
 
 # Sizes other than that of the trace, and 1, which a program might have taken for a constant.
@@ -54,10 +57,10 @@ def trace(model: nn.Module, images: Tensor) -> ExportedProgram:
     try:
         return torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch")},))
     except RuntimeError as error:
-        raise ValueError(f"torch.export does not follow this {type(model).__name__}: {error}") from error
+        raise ValueError(f"torch.export does not follow {type(model).__name__}: {_reason(error)}") from error
 
 
-def write_torch_export(program: ExportedProgram, plain: PlainModel, folder: Path, opset: int) -> Written:
+def write_torch_export(program: ExportedProgram, plain: PlainModel, folder: Path) -> Written:
     """Write `model.pt2`, which holds the metadata as JSON in the extra file `metadata.json`."""
     path = folder / "model.pt2"
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(plain.metadata())})
@@ -65,11 +68,11 @@ def write_torch_export(program: ExportedProgram, plain: PlainModel, folder: Path
         return Written([path], torch.export.load(path).module())
 
 
-def write_onnx(program: ExportedProgram, plain: PlainModel, folder: Path, opset: int) -> Written:
+def write_onnx(program: ExportedProgram, plain: PlainModel, folder: Path) -> Written:
     """Write `model.onnx` with the metadata in it; beyond 2 GiB with its weights in `model.onnx.data`.
 
     Raises:
-        ValueError: An operator has no translation to this opset.
+        ValueError: An operator has no translation.
     """
     import onnxruntime
 
@@ -80,14 +83,14 @@ def write_onnx(program: ExportedProgram, plain: PlainModel, folder: Path, opset:
             translated = torch.onnx.export(
                 program,
                 dynamo=True,
-                opset_version=opset,
+                opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: "batch"},),
                 verbose=False,
             )
     except RuntimeError as error:
-        raise ValueError(f"torch.onnx does not translate the model to opset {opset}: {error}") from error
+        raise ValueError(f"torch.onnx does not translate the model: {_reason(error)}") from error
     assert translated is not None
     translated.model.metadata_props.update(plain.metadata())
     translated.save(path, external_data=is_large)
@@ -112,6 +115,13 @@ def largest_error(run: Callable[[Tensor], Tensor], model: nn.Module, plain: Plai
         scale = wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny)
         errors.append((run(images) - wanted).abs().max() / scale)
     return torch.stack(errors).max().item()  # NaN if one is
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what has caused an error; torch adds pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).split("\n", 1)[0]
 
 
 @contextlib.contextmanager
