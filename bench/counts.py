@@ -160,7 +160,7 @@ def source_flops(name: str, probabilities: Sequence[float]) -> tuple[float, list
     def run(num_blocks: int) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             if num_blocks:
-                x = stem(model.source, images)
+                x, _ = stem(model.source, images)
                 for i, block in enumerate(blocks[:num_blocks]):
                     *_, x = source_step(block, x, True, i + 1 < num_blocks)
         return counter.get_total_flops()

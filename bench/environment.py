@@ -21,7 +21,9 @@ METHOD = (
     "stochca/model.py",
     "stochca/plan.py",
     "stochca/precision.py",
+    "stochca/qkv.py",
     "stochca/recompute.py",
+    "stochca/timm_interface.py",
     "stochca/vit.py",
 )
 PACKAGES = ("stochca", "torch", "triton", "timm", "scikit-learn")

@@ -89,7 +89,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def _heads(source: TimmViT, images: Tensor) -> Tensor:
-    x, heads = stem(source, images), []
+    x, heads = stem(source, images).tokens, []
     for block in source.blocks:
         attn = block.attn
         heads.append(attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, attn.head_dim)))

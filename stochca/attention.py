@@ -1,17 +1,25 @@
-"""timm's attention with the keys and values of a frozen source."""
+"""Attention of timm's modules to keys and values of their own, of a frozen source, or of both."""
 
-from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from timm.layers import Attention
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from stochca.qkv import (
+    AnyAttention,
+    Rope,
+    is_linear,
+    keep_key_value,
+    key_value,
+    packed_qkv,
+    query,
+    query_key_value,
+)
 from stochca_kernels import Projection, stochca_attention
-from stochca_kernels.attention import keep_in_graph
 from stochca_kernels.dispatch import Impl
-from stochca_kernels.projection import KV, pair_of, project, unpack
+from stochca_kernels.projection import KV, pair_of
 
 
 class Blend(NamedTuple):
@@ -90,11 +98,12 @@ class StochCAAttention(Attention):
 
 
 def cross_attention(
-    attn: Attention,
+    attn: AnyAttention,
     x: Tensor,
     source_kv: KV,
     coin: Coin,
     *,
+    rope: Rope = None,
     num_queries: int | None = None,
     impl: Impl = "auto",
     attn_mask: Tensor | None = None,
@@ -108,9 +117,10 @@ def cross_attention(
     Args:
         attn: The target's attention: its projections, norms, gate and dropouts act in every case.
         x: Normalised tokens `[B, N, C]`.
-        source_kv: The source's keys and values, or None where `coin` is False.
+        source_kv: The source's keys and values, rotated where they are; None where `coin` is False.
         coin: What to read.
-        num_queries: Only the first so many tokens ask; all of them where None.
+        rope: Rotary embedding of the target's queries and keys.
+        num_queries: Only the first so many tokens ask, prefix tokens; all of them where None.
         impl: Implementation of the operator.
         attn_mask: As in torch's `scaled_dot_product_attention`.
         is_causal: As there.
@@ -118,47 +128,32 @@ def cross_attention(
     Returns:
         `[B, num_queries or N, C]`.
     """
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    is_masked = bool(dropout) or attn_mask is not None or is_causal
+    if is_masked and impl not in ("auto", "sdpa"):
+        raise ValueError(f'attention dropout and masks run on impl="sdpa" alone, got impl={impl!r}')
     asking = x if num_queries is None else x[:, :num_queries]
-    packed: Tensor | None = None
     own: KV = None
     if coin is True:
-        q = keep_in_graph(query(attn, asking), *_parameters(attn.k_norm))
+        q = keep_key_value(attn, query(attn, asking, rope))
     elif num_queries is not None:
-        q, own = query(attn, asking), key_value(attn, x)
-    else:
-        packed = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim))
-        q, k, v = unpack(packed)
-        q, own = attn.q_norm(q), (attn.k_norm(k), v)
-
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    if dropout or attn_mask is not None or is_causal:
-        if impl not in ("auto", "sdpa"):
-            raise ValueError(f'attention dropout and masks run on impl="sdpa" alone, got impl={impl!r}')
-        out = _masked_attention(attn, q, own, source_kv, coin, dropout, attn_mask, is_causal)
-    elif packed is not None and _has_no_norms(attn) and not isinstance(coin, Blend):
+        q, own = query(attn, asking, rope), key_value(attn, x, rope)
+    elif is_linear(attn, rope) and not is_masked and not isinstance(coin, Blend):
         # One gradient in the layout of the projection, which no copy need bring together.
+        packed = packed_qkv(attn, x)
         out = stochca_attention(packed, None, source_kv, coin, scale=attn.scale, impl=impl)
+        return merge_heads(attn, out, x)
+    else:
+        q, k, v = query_key_value(attn, x, rope)
+        own = k, v
+    if is_masked:
+        out = _masked_attention(attn, q, own, source_kv, coin, dropout, attn_mask, is_causal)
     else:
         out = _attend(attn, q, own, source_kv, coin, impl)
     return merge_heads(attn, out, asking)
 
 
-def query(attn: Attention, x: Tensor) -> Tensor:
-    """Project queries alone: `[B, N, C]` to `[B, H, N, D]`."""
-    q = F.linear(x, *_rows(attn, slice(None, attn.num_heads * attn.head_dim)))
-    return attn.q_norm(q.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2))
-
-
-def key_value(attn: Attention, x: Tensor) -> KV:
-    """Keys and values of `x [B, N, C]`: left to the operator to compute where nothing acts on the keys."""
-    projection = Projection(x, *_rows(attn, slice(attn.num_heads * attn.head_dim, None)))
-    if isinstance(attn.k_norm, nn.Identity):
-        return projection
-    k, v = project(projection, attn.num_heads)
-    return attn.k_norm(k), v
-
-
-def merge_heads(attn: Attention, out: Tensor, x: Tensor) -> Tensor:
+def merge_heads(attn: AnyAttention, out: Tensor, x: Tensor) -> Tensor:
     """Merge the heads `[B, H, N, D]` and project, through the norm and the gate that some models have."""
     out = out.transpose(1, 2).flatten(2)
     norm, gate = getattr(attn, "norm", None), getattr(attn, "gate", None)
@@ -169,11 +164,7 @@ def merge_heads(attn: Attention, out: Tensor, x: Tensor) -> Tensor:
     return attn.proj_drop(attn.proj(out))
 
 
-def _has_no_norms(attn: Attention) -> bool:
-    return isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)
-
-
-def _attend(attn: Attention, q: Tensor, own: KV, source: KV, coin: Coin, impl: Impl) -> Tensor:
+def _attend(attn: AnyAttention, q: Tensor, own: KV, source: KV, coin: Coin, impl: Impl) -> Tensor:
     scale = attn.scale
     if not isinstance(coin, Blend):
         return stochca_attention(q, own, source, coin, scale=scale, impl=impl)
@@ -186,7 +177,7 @@ def _attend(attn: Attention, q: Tensor, own: KV, source: KV, coin: Coin, impl: I
 
 
 def _masked_attention(
-    attn: Attention,
+    attn: AnyAttention,
     q: Tensor,
     own: KV,
     source: KV,
@@ -214,23 +205,19 @@ def _masked_attention(
             raise ValueError('mode="concat" takes neither attention dropout nor a mask')
         to_own, to_source = attend(own), attend(source)
         return to_own + to_source if coin.kind == "sum" else torch.lerp(to_own, to_source, coin.alpha)
-    pairs = zip(pair_of(source, attn.num_heads), pair_of(own, attn.num_heads), strict=True)
-    k, v = (torch.where(coin[:, None, None, None], source_t, own_t) for source_t, own_t in pairs)
+    own, source = pair_of(own, attn.num_heads), pair_of(source, attn.num_heads)
+    if own[0].shape != source[0].shape:
+        raise ValueError(
+            "a coin per sample takes attention dropout and masks only where target and source have as many "
+            f"tokens, got {own[0].shape[2]} and {source[0].shape[2]}"
+        )
+    k, v = (torch.where(coin[:, None, None, None], s, t) for t, s in zip(own, source, strict=True))
     return attend((k, v))
 
 
 def _concatenate(own: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     k, v = (torch.cat(pair, dim=2) for pair in zip(own, source, strict=True))
     return k, v
-
-
-def _rows(attn: Attention, rows: slice) -> tuple[Tensor, Tensor | None]:
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    return weight[rows], None if bias is None else bias[rows]
-
-
-def _parameters(module: nn.Module) -> Iterable[Tensor]:
-    return (p for p in module.parameters() if p.requires_grad)
 
 
 def _mask_arguments(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Tensor | bool]:

@@ -3,19 +3,21 @@
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from timm.models.vision_transformer import Block
+from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
-from stochca.attention import Coin, cross_attention, key_value, merge_heads, query
+from stochca.attention import Coin, cross_attention, merge_heads
 from stochca.precision import product_dtype
-from stochca_kernels import Projection, stochca_attention
+from stochca.qkv import Rope, key_value, query
+from stochca.vit import AnyBlock
+from stochca_kernels import stochca_attention
 from stochca_kernels.dispatch import Impl
 from stochca_kernels.projection import KV, pair_of
 
 Masks: TypeAlias = tuple[Tensor, Tensor] | None
 
 
-def drop_path_masks(blocks: Iterable[Block], x: Tensor) -> list[Masks]:
+def drop_path_masks(blocks: Iterable[AnyBlock], x: Tensor) -> list[Masks]:
     """Draw the stochastic depth of a step before any block runs, as the coins are.
 
     Args:
@@ -37,10 +39,11 @@ def drop_path_masks(blocks: Iterable[Block], x: Tensor) -> list[Masks]:
 
 
 def target_step(
-    block: Block,
+    block: AnyBlock,
     x: Tensor,
     source_kv: KV,
     coin: Coin,
+    rope: Rope = None,
     masks: Masks = None,
     num_rows: int | None = None,
     impl: Impl = "auto",
@@ -55,6 +58,7 @@ def target_step(
         x: Tokens `[B, N, C]`.
         source_kv: The source's keys and values of the same block, or None where `coin` is False.
         coin: What the block reads.
+        rope: The target's rotary embedding.
         masks: Factors `[B, 1, 1]` of the two residual branches, or None.
         num_rows: Only the first so many tokens are read by anything that follows; all of them where None.
         impl: Implementation of the operator.
@@ -63,14 +67,20 @@ def target_step(
         Tokens `[B, num_rows or N, C]`.
     """
     y = normalized(block, x)
-    out = cross_attention(block.attn, y, source_kv, coin, num_queries=num_rows, impl=impl)
+    out = cross_attention(block.attn, y, source_kv, coin, rope=rope, num_queries=num_rows, impl=impl)
     x = x if num_rows is None else x[:, :num_rows]
     return residuals(block, x, out, masks)
 
 
 def source_step(
-    block: Block, x: Tensor, need_kv: bool, advance: bool, few_queries: bool = False, impl: Impl = "auto"
-) -> tuple[KV, Projection | None, Tensor]:
+    block: AnyBlock,
+    x: Tensor,
+    need_kv: bool,
+    advance: bool,
+    few_queries: bool = False,
+    rope: Rope = None,
+    impl: Impl = "auto",
+) -> tuple[KV, Tensor | None, Tensor]:
     """Run as much of a block of the frozen source as anything needs. Call it under `torch.no_grad`.
 
     Args:
@@ -79,35 +89,44 @@ def source_step(
         need_kv: The target's block reads the source.
         advance: A later block of the source is needed.
         few_queries: Only class rows of the target will ask, so the pair itself need not exist.
+        rope: The source's rotary embedding.
         impl: Implementation of the operator.
 
     Returns:
-        The source's keys and values or None; what they are a projection of, None where keys are normalised
-        after it; and the tokens after the block where `advance`, else unchanged.
+        The source's keys and values or None; the normalised tokens that they are made of; and the tokens
+        after the block where `advance`, else unchanged.
     """
     if not need_kv:
-        return None, None, target_step(block, x, None, False, impl=impl) if advance else x
+        return None, None, target_step(block, x, None, False, rope, impl=impl) if advance else x
     y = normalized(block, x)
-    source_kv = pair = key_value(block.attn, y)
+    source_kv = pair = key_value(block.attn, y, rope)
     if advance or not few_queries:
         # Apart from the queries, so that only keys and values stay in memory until the backward.
         pair = pair_of(pair, block.attn.num_heads)
     if advance:
-        out = stochca_attention(query(block.attn, y), pair, None, False, scale=block.attn.scale, impl=impl)
+        q = query(block.attn, y, rope)
+        out = stochca_attention(q, pair, None, False, scale=block.attn.scale, impl=impl)
         x = residuals(block, x, merge_heads(block.attn, out, y))
-    projection = source_kv if isinstance(source_kv, Projection) else None
-    return source_kv if few_queries else pair, projection, x
+    return source_kv if few_queries else pair, y, x
 
 
-def normalized(block: Block, x: Tensor) -> Tensor:
+def normalized(block: AnyBlock, x: Tensor) -> Tensor:
     """The tokens that attention projects, cast once for all its products."""
     y = block.norm1(x)
     return y.to(product_dtype(y))
 
 
-def residuals(block: Block, x: Tensor, attention: Tensor, masks: Masks = None) -> Tensor:
+def residuals(block: AnyBlock, x: Tensor, attention: Tensor, masks: Masks = None) -> Tensor:
     """Add the branch of attention to the tokens, then that of the MLP."""
-    branch = block.ls1(attention)
+    branch = _layer_scaled(block, 1, attention)
     x = x + (branch if masks is None else branch * masks[0])
-    branch = block.ls2(block.mlp(block.norm2(x)))
+    branch = _layer_scaled(block, 2, block.mlp(block.norm2(x)))
     return x + (branch if masks is None else branch * masks[1])
+
+
+def _layer_scaled(block: AnyBlock, number: int, branch: Tensor) -> Tensor:
+    """Multiply by what is a module in timm's `Block`, and a parameter or None in its `EvaBlock`."""
+    if not isinstance(block, EvaBlock):
+        return getattr(block, f"ls{number}")(branch)
+    gamma = getattr(block, f"gamma_{number}")
+    return branch if gamma is None else gamma * branch

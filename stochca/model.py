@@ -1,7 +1,6 @@
 """StochCA: a timm Vision Transformer in training, in lockstep with a frozen copy of itself."""
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,9 +8,9 @@ from typing import Any, NamedTuple, get_args
 
 import timm
 import torch
-from timm.layers import Attention
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stochca.attention import Coin
@@ -19,10 +18,22 @@ from stochca.block import Masks, drop_path_masks, source_step, target_step
 from stochca.compile import CompiledPerCase
 from stochca.plan import CoinSampler, Mode, Per, Rng, Schedule, StepPlan, replay
 from stochca.precision import SourceDtype, check_arithmetic, check_float8, hold_weights
+from stochca.qkv import Rope
 from stochca.recompute import Recomputation
-from stochca.vit import TimmViT, check_drivable, check_pair, num_class_rows, renormalization, stem
+from stochca.timm_interface import TimmInterface
+from stochca.vit import (
+    Stem,
+    TimmViT,
+    check_drivable,
+    check_pair,
+    image_size,
+    moves_positions,
+    num_class_rows,
+    renormalization,
+    stem,
+)
 from stochca_kernels.dispatch import Impl
-from stochca_kernels.projection import KV, Projection, pair_of
+from stochca_kernels.projection import KV
 
 
 class StepOutputs(NamedTuple):
@@ -43,7 +54,7 @@ class StepOutputs(NamedTuple):
     source_logits: Tensor | None
 
 
-class StochCA(nn.Module):
+class StochCA(TimmInterface):
     r"""Fine-tune a timm ViT with stochastic cross-attention against its frozen pretrained self.
 
     In training each block :math:`l` draws :math:`\beta_l \sim \mathrm{Bernoulli}(p)` and computes
@@ -60,11 +71,13 @@ class StochCA(nn.Module):
     whole run in eval mode alone.
 
     Args:
-        target: A timm `VisionTransformer` or `NaFlexVit` built of timm's `Block` and `Attention`.
+        target: A timm `VisionTransformer`, `NaFlexVit` or `Eva`; `stochca.vit.check_drivable` says with which
+            blocks and attention.
         source: A frozen model of the same architecture; None takes a copy of `target` as it is now. It is
             switched to eval mode and requires no grad from here on, and `source_dtype` casts its weights in
             place. Where its `pretrained_cfg` names another normalisation than the target's, images are
-            renormalised for it.
+            renormalised for it; where it takes images of another size, they are resized for it. Where the
+            target moves its rotary positions at random in training, the source's move along.
         p: Probability that a block reads the source: a number, one per block, or a function of the step
             that returns either.
         per: "batch": one coin per block, as in the paper. "sample": one per block and sample.
@@ -181,21 +194,6 @@ class StochCA(nn.Module):
         """The frozen source."""
         return self._unregistered[0]
 
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """As timm's: normalisation and size of the images, which timm's data functions read here."""
-        return self.target.pretrained_cfg
-
-    @property
-    def num_classes(self) -> int:
-        """As timm's."""
-        return self.target.num_classes
-
-    @property
-    def num_features(self) -> int:
-        """As timm's."""
-        return self.target.num_features
-
     def forward(self, images: Tensor, coins: Sequence[Coin] | None = None, **timm_kwargs: Any) -> Tensor:
         """Logits of a batch.
 
@@ -261,10 +259,6 @@ class StochCA(nn.Module):
         _refuse(timm_kwargs)
         return self.target.norm(self._lockstep(images, self._plan(images, coins)).target)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """As timm's."""
-        return self.target.forward_head(x, pre_logits=pre_logits)
-
     def forward_intermediates(
         self,
         images: Tensor,
@@ -293,15 +287,16 @@ class StochCA(nn.Module):
             timm_kwargs: As in `forward`.
         """
         if not self.training and coins is None:
+            if output_dict:  # not every family has it
+                timm_kwargs["output_dict"] = True
             return self.target.forward_intermediates(
                 images,
-                indices,
-                return_prefix_tokens,
-                norm,
-                stop_early,
-                output_fmt,
-                intermediates_only,
-                output_dict,
+                indices=indices,
+                return_prefix_tokens=return_prefix_tokens,
+                norm=norm,
+                stop_early=stop_early,
+                output_fmt=output_fmt,
+                intermediates_only=intermediates_only,
                 **timm_kwargs,
             )
         _refuse(timm_kwargs)
@@ -349,11 +344,19 @@ class StochCA(nn.Module):
     ) -> "_Tokens":
         """Advance target and source block by block; return the tokens at taps, and the target's at `read`."""
         self.plan = plan
-        x = stem(self.target, images)
-        x0 = self._source_stem(images) if plan.source_blocks or plan.taps else x
+        x, ropes = own = stem(self.target, images)
+        x0, source_ropes = self._source_stem(images) if plan.source_blocks or plan.taps else own
+        if moves_positions(self.target):
+            source_ropes = ropes  # both see the same patches at the same places
+        if plan.taps and x.shape != x0.shape:
+            raise ValueError(
+                "taps compare the tokens of both models, which must be as many: the target has "
+                f"{x.shape[1]} tokens of these images, the source {x0.shape[1]}"
+            )
         masks = drop_path_masks(self.target.blocks, x)
         compiled = isinstance(self._target_step, CompiledPerCase)
         recomputation = Recomputation(() if compiled else self.target.blocks) if self.recompute else None
+        step = Lockstep(plan, ropes, source_ropes, masks, num_rows, recomputation)
         target_taps, source_taps = {}, {}
         wanted = {*plan.taps, *read}
         with recomputation or nullcontext():
@@ -363,64 +366,65 @@ class StochCA(nn.Module):
                 if i in plan.taps:
                     source_taps[i] = x0
                 if i < len(plan.coins):
-                    x, x0 = self._block(i, plan, x, x0, masks[i], num_rows, recomputation)
+                    x, x0 = self._block(i, step, x, x0)
         return _Tokens(x, x0, target_taps, source_taps)
 
-    def _block(
-        self,
-        i: int,
-        plan: StepPlan,
-        x: Tensor,
-        x0: Tensor,
-        masks: Masks,
-        num_rows: int | None,
-        recomputation: Recomputation | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _block(self, i: int, step: "Lockstep", x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Advance target tokens `x` and source tokens `x0` by block `i`."""
-        coin = plan.coins[i]
-        rows = num_rows if i >= plan.first_class_row_block else None
+        coin = step.plan.coins[i]
+        rows = step.num_rows if i >= step.plan.first_class_row_block else None
         checkpointing = self.target.grad_checkpointing and torch.is_grad_enabled()
         source_kv: KV = None
-        if i < plan.source_blocks:
-            advance = plan.advances_source(i)
+        if i < step.plan.source_blocks:
+            need_kv, advance = coin is not False, step.plan.advances_source(i)
+            # Tokens are smaller than their pair, which checkpointing can project again with the block.
+            as_tokens = rows is not None or (checkpointing and step.recomputation is not None)
+            block, rope = self.source.blocks[i], step.source_ropes[i]
             with torch.no_grad():
-                # Tokens are smaller than their pair, which checkpointing can project again with the block.
-                as_tokens = rows is not None or (checkpointing and recomputation is not None)
-                source_kv, projection, x0 = self._source_step(
-                    self.source.blocks[i], x0, coin is not False, advance, as_tokens, self.impl
-                )
-            if recomputation is not None and projection is not None:
-                _recompute_pair(recomputation, source_kv, projection, self.source.blocks[i].attn)
+                source_kv, y, x0 = self._source_step(block, x0, need_kv, advance, as_tokens, rope, self.impl)
+            if step.recomputation is not None and y is not None:
+                step.recomputation.of_pair(source_kv, block.attn, y, rope)
         if coin is True and rows is not None and x.shape[1] > rows:
             # The other tokens are neither queries nor keys. A copy, whose layout is that of all such blocks.
             x = x[:, :rows].contiguous()
-        step = (self.target.blocks[i], x, source_kv, coin, masks, rows, self.impl)
+        arguments = (x, source_kv, coin, step.ropes[i], step.masks[i], rows, self.impl)
         if checkpointing:
-            return checkpoint(self._target_step, *step, use_reentrant=False), x0
-        return self._target_step(*step), x0
+            target = checkpoint(self._target_step, self.target.blocks[i], *arguments, use_reentrant=False)
+        else:
+            target = self._target_step(self.target.blocks[i], *arguments)
+        return target, x0
 
     @torch.no_grad()
     def source_logits(self, images: Tensor) -> Tensor:
         """What the source's own head says of images that are normalised for the target, `[B, classes]`."""
-        x0 = self._source_stem(images)
-        for block in self.source.blocks:
-            _, _, x0 = self._source_step(block, x0, False, True, False, self.impl)
+        x0, ropes = self._source_stem(images)
+        for block, rope in zip(self.source.blocks, ropes, strict=True):
+            _, _, x0 = self._source_step(block, x0, False, True, False, rope, self.impl)
         return self.source.forward_head(self.source.norm(x0))
 
     @torch.no_grad()
-    def _source_stem(self, images: Tensor) -> Tensor:
+    def _source_stem(self, images: Tensor) -> Stem:
         if self.source_dtype is not None and not self._holds_source_dtype:
             hold_weights(self.source, self.source_dtype)
             self._holds_source_dtype = True
+        return stem(self.source, self._for_source(images))
+
+    def _for_source(self, images: Tensor) -> Tensor:
+        """Images as the source was trained to see them."""
         if self._renormalization is not None:
             like = images.device, images.dtype
-            if (
-                like not in self._factor_and_shift
-            ):  # moved to the device once, and not waited for in every step
+            if like not in self._factor_and_shift:
+                # Moved to the device once, and not waited for in every step.
                 self._factor_and_shift[like] = images.new_tensor(self._renormalization)[..., None, None]
             factor, shift = self._factor_and_shift[like]
             images = images * factor + shift
-        return stem(self.source, images)
+        size = image_size(self.source)
+        if size is None or size == tuple(images.shape[-2:]):
+            return images
+        resized = F.interpolate(
+            images.to(torch.promote_types(images.dtype, torch.float32)), size, mode="bicubic", antialias=True
+        )
+        return resized.to(images.dtype)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the step of a block, which all blocks share; arguments go to `torch.compile`.
@@ -447,41 +451,30 @@ class StochCA(nn.Module):
         names = ("coins", "class_rows", "recompute", "source_dtype", "impl")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As timm's: recompute each block of the target in the backward."""
-        self.target.set_grad_checkpointing(enable)
-
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
-        """As timm's."""
-        return self.target.get_classifier()
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """As timm's."""
-        self.target.reset_classifier(num_classes, global_pool)
-
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
         """As timm's, for target and source."""
         self.target.set_input_size(*args, **kwargs)
         self.source.set_input_size(*args, **kwargs)
 
-    def no_weight_decay(self) -> set[str]:
-        """As timm's, under this module's parameter names."""
-        return {f"target.{name}" for name in self.target.no_weight_decay()}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """As timm's, under this module's parameter names: layer decay sees the target's layers."""
+class Lockstep(NamedTuple):
+    """What the blocks of one step have in common, or find under their number.
 
-        def prefixed(pattern: str) -> str:
-            without_anchors = re.sub(r"(^|\|)\^", r"\1", pattern)
-            return rf"^target\.(?:{without_anchors})"
+    Args:
+        plan: The coins, and what follows from them.
+        ropes: The target's rotary embeddings.
+        source_ropes: The source's.
+        masks: The target's stochastic depth.
+        num_rows: How many class rows are computed where nothing reads more; None where all tokens are.
+        recomputation: What keeps recipes instead of tensors, or None.
+    """
 
-        matcher = self.target.group_matcher(coarse)
-        return {
-            group: prefixed(patterns)
-            if isinstance(patterns, str)
-            else [(prefixed(pattern), key) for pattern, key in patterns]
-            for group, patterns in matcher.items()
-        }
+    plan: StepPlan
+    ropes: Sequence[Rope]
+    source_ropes: Sequence[Rope]
+    masks: Sequence[Masks]
+    num_rows: int | None
+    recomputation: Recomputation | None
 
 
 class _Tokens(NamedTuple):
@@ -491,19 +484,6 @@ class _Tokens(NamedTuple):
     source: Tensor
     target_taps: dict[int, Tensor]
     source_taps: dict[int, Tensor]
-
-
-def _recompute_pair(
-    recomputation: Recomputation, source_kv: KV, projection: Projection, attn: Attention
-) -> None:
-    """Keep the source's tokens, and not the keys and values projected from them."""
-    if source_kv is None or isinstance(source_kv, Projection):
-        return
-
-    def keys(x: Tensor) -> Tensor:  # in one storage with the values
-        return pair_of(projection._replace(x=x), attn.num_heads)[0]
-
-    recomputation.instead_of(source_kv, keys, projection.x, weights=attn.qkv.parameters())
 
 
 def _refuse(timm_kwargs: dict[str, Any]) -> None:

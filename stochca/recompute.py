@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers import GELUTanh, QuickGELU
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from stochca.precision import product_dtype
+from stochca.qkv import AnyAttention, Rope, is_linear, key, key_value, value
+from stochca.vit import AnyBlock
+from stochca_kernels import Projection
+from stochca_kernels.projection import KV, pair_of
 
 # Activations whose backward reads their input, which is therefore kept anyway.
 _FROM_INPUT = (nn.GELU, GELUTanh, QuickGELU, nn.SiLU)
@@ -30,7 +33,7 @@ class Recomputation:
             linear layer that follows would cast their output to.
     """
 
-    def __init__(self, blocks: Iterable[Block] = ()) -> None:
+    def __init__(self, blocks: Iterable[AnyBlock] = ()) -> None:
         self._recipes: dict[int, _Recipe] = {}
         self._active = ExitStack()
         self._watched: list[tuple[nn.Module, bool]] = []
@@ -79,6 +82,27 @@ class Recomputation:
         for tensor in tensors:
             # Once a tensor dies its storage may be that of another.
             recipe.alive.append(weakref.ref(tensor, lambda _: self._recipes.pop(key, None)))
+
+    def of_pair(self, source_kv: KV, attn: AnyAttention, x: Tensor, rope: Rope) -> None:
+        """Give recipes to the source's keys and values; a `Projection` is one already.
+
+        Args:
+            source_kv: What `stochca.qkv.key_value` returned, or the pair that it stands for.
+            attn: The source's attention.
+            x: Its normalised tokens, `[B, N, C]`.
+            rope: Its rotary embedding.
+        """
+        if source_kv is None or isinstance(source_kv, Projection):
+            return
+        weights = list(attn.parameters())
+        if is_linear(attn, rope):  # both are of one storage
+            self.instead_of(
+                source_kv, lambda x: pair_of(key_value(attn, x), attn.num_heads)[0], x, weights=weights
+            )
+            return
+        k, v = source_kv
+        self.instead_of([k], lambda x: key(attn, x, rope), x, weights=weights)
+        self.instead_of([v], lambda x: value(attn, x), x, weights=weights)
 
     def _note(self, is_cast: bool, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         x = inputs[0].detach()

@@ -1,22 +1,41 @@
 """What StochCA relies on in a timm Vision Transformer, and which models it refuses, with the reason."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import timm
-from timm.layers import Attention
+from timm.layers import Attention, AttentionRope
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from stochca.attention import StochCAAttention
+from stochca.qkv import Rope
 from stochca_kernels.checks import is_head_size
 
-TimmViT: TypeAlias = VisionTransformer | NaFlexVit
+TimmViT: TypeAlias = VisionTransformer | NaFlexVit | Eva
+AnyBlock: TypeAlias = Block | EvaBlock
+
+_FAMILIES = (VisionTransformer, NaFlexVit, Eva)
+_BLOCKS = (Block, EvaBlock)
+_ATTENTIONS = (Attention, StochCAAttention, EvaAttention, AttentionRope)
 
 
-def check_drivable(model: nn.Module) -> None:
+class Stem(NamedTuple):
+    """What a model makes of images before its first block.
+
+    Args:
+        tokens: `[B, N, C]`.
+        ropes: The rotary position embedding of each block.
+    """
+
+    tokens: Tensor
+    ropes: Sequence[Rope]
+
+
+def check_drivable(model: Any) -> None:
     """Refuse a model whose forward is not the one that the lockstep reproduces.
 
     Raises:
@@ -24,34 +43,38 @@ def check_drivable(model: nn.Module) -> None:
         ValueError: It is of the right kind, with a part that StochCA cannot drive.
     """
     name = type(model).__name__
-    if not isinstance(model, VisionTransformer | NaFlexVit):
-        raise TypeError(f"StochCA drives timm's VisionTransformer and NaFlexVit, got {name}")
-    family = NaFlexVit if isinstance(model, NaFlexVit) else VisionTransformer
+    family = next((family for family in _FAMILIES if isinstance(model, family)), None)
+    if family is None:
+        raise TypeError(f"StochCA drives timm's VisionTransformer, NaFlexVit and Eva, got {name}")
     for method in ("forward", "forward_features"):
         if getattr(type(model), method) is not getattr(family, method):
             raise TypeError(f"{name} has a {method} of its own, which StochCA cannot reproduce")
-    if isinstance(model, NaFlexVit) and not hasattr(model, "_forward_embeds"):
+    if family is NaFlexVit and not hasattr(model, "_forward_embeds"):
         raise TypeError(f"the {name} of this timm ({timm.__version__}) cannot be driven, that of 1.0.24 can")
-    if getattr(model, "rope", None) is not None:
-        raise ValueError(f"{name} uses rotary position embeddings, which StochCA does not support")
     if getattr(getattr(model, "patch_drop", None), "prob", 0.0):
         raise ValueError(
             f"{name} has patch dropout: target and source would see different tokens. Use patch_drop_rate=0"
         )
     for i, block in enumerate(model.blocks):
-        if type(block).forward is not Block.forward:
-            raise TypeError(f"{name}: block {i} is a {type(block).__name__}; StochCA drives timm's Block")
-        attn = block.attn
-        if type(attn).forward not in (Attention.forward, StochCAAttention.forward):
+        if type(block).forward not in {kind.forward for kind in _BLOCKS}:
             raise TypeError(
-                f"{name}: attention {i} is a {type(attn).__name__}; StochCA drives timm's Attention"
+                f"{name}: block {i} is a {type(block).__name__}; StochCA drives timm's Block and EvaBlock"
             )
-        if type(attn.qkv) is not nn.Linear:
-            raise TypeError(
-                f"{name}: the qkv of block {i} is a {type(attn.qkv).__name__}, not a plain Linear"
-            )
-        if not is_head_size(attn.head_dim):
-            raise ValueError(f"{name}: the head size must be 16 to 128 in steps of 8, got {attn.head_dim}")
+        _check_attention(f"{name}: attention {i}", block.attn)
+
+
+def _check_attention(name: str, attn: Any) -> None:
+    if type(attn).forward not in {kind.forward for kind in _ATTENTIONS}:
+        raise TypeError(
+            f"{name} is a {type(attn).__name__}; StochCA drives timm's Attention, EvaAttention and "
+            "AttentionRope"
+        )
+    projections = ("qkv",) if attn.qkv is not None else ("q_proj", "k_proj", "v_proj")
+    for part in projections:
+        if type(layer := getattr(attn, part)) is not nn.Linear:
+            raise TypeError(f"{name}: its {part} is a {type(layer).__name__}, not a plain Linear")
+    if not is_head_size(attn.head_dim):
+        raise ValueError(f"{name}: the head size must be 16 to 128 in steps of 8, got {attn.head_dim}")
 
 
 def check_pair(target: TimmViT, source: TimmViT) -> None:
@@ -62,6 +85,14 @@ def check_pair(target: TimmViT, source: TimmViT) -> None:
     """
     if source is target:
         raise ValueError("source is the target itself: pass a copy, or None to have one made")
+    if moves_positions(target) and (
+        list(target.rope.parameters()) or image_size(target) != image_size(source)
+    ):
+        raise ValueError(
+            "the target shifts or scales its rotary positions in training, which a source follows only where "
+            "the rotation is not learned and images have one size: leave out rope_shift_coords, "
+            "rope_jitter_coords and rope_rescale_coords"
+        )
     wanted, got = _description(target), _description(source)
     differing = [
         f"{key}: target {wanted[key]}, source {got[key]}" for key in wanted if wanted[key] != got[key]
@@ -72,11 +103,31 @@ def check_pair(target: TimmViT, source: TimmViT) -> None:
         )
 
 
-def stem(model: TimmViT, images: Tensor) -> Tensor:
-    """Everything before the blocks: images `[B, 3, H, W]` to tokens `[B, N, C]`."""
+def stem(model: TimmViT, images: Tensor) -> Stem:
+    """Everything before the blocks, of images `[B, 3, H, W]`."""
+    depth = len(model.blocks)
     if isinstance(model, NaFlexVit):
-        return model._forward_embeds(images, None, None, None)["patches"]
-    return model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        embeds = model._forward_embeds(images, None, None, None)
+        tokens, rope, is_mixed = embeds["patches"], embeds["rope_embeds"], model.rope_is_mixed
+    elif isinstance(model, Eva):
+        tokens, rope = model._pos_embed(model.patch_embed(images))
+        tokens, is_mixed = model.norm_pre(tokens), getattr(model, "rope_mixed", False)
+    else:
+        return Stem(model.norm_pre(model._pos_embed(model.patch_embed(images))), [None] * depth)
+    return Stem(tokens, list(rope) if is_mixed and rope is not None else [rope] * depth)
+
+
+def moves_positions(model: TimmViT) -> bool:
+    """Whether a model shifts or scales the positions of its rotary embedding at random in training."""
+    return getattr(getattr(model, "rope", None), "aug_active", False)
+
+
+def image_size(model: TimmViT) -> tuple[int, int] | None:
+    """The size of images that a model takes; None where it takes several."""
+    embed: Any = getattr(model, "patch_embed", None)  # which NaFlexVit has not
+    if embed is None or embed.img_size is None or not getattr(embed, "strict_img_size", True):
+        return None
+    return tuple(embed.img_size)
 
 
 def num_class_rows(model: TimmViT) -> int | None:
@@ -107,12 +158,13 @@ def renormalization(target: TimmViT, source: TimmViT) -> tuple[list[float], list
 def _description(model: TimmViT) -> dict[str, object]:
     """What must agree for block `l` of one model to read block `l` of the other."""
     embed, tokens = (model.embeds,) * 2 if isinstance(model, NaFlexVit) else (model.patch_embed, model)
-    parts: dict[str, Callable[[Block], object]] = {
+    parts: dict[str, Callable[[AnyBlock], object]] = {
         "heads": lambda block: block.attn.num_heads,
         "head size": lambda block: block.attn.head_dim,
         "norm": lambda block: type(block.norm1).__name__,
         "norm of queries": lambda block: type(block.attn.q_norm).__name__,
         "norm of keys": lambda block: type(block.attn.k_norm).__name__,
+        "rotation of halves": lambda block: getattr(block.attn, "rotate_half", False),
     }
     return {
         "family": type(model).__name__,
@@ -120,10 +172,10 @@ def _description(model: TimmViT) -> dict[str, object]:
         "width": model.embed_dim,
         **{name: _common([part(block) for block in model.blocks]) for name, part in parts.items()},
         "norm before the blocks": type(model.norm_pre).__name__,
+        "rotary embedding": type(getattr(model, "rope", None)).__name__,
         "class token": getattr(tokens, "cls_token", None) is not None,
         "prefix tokens": model.num_prefix_tokens,
         "input channels": model.in_chans,
-        "image size": getattr(embed, "img_size", None),
         "patch size": embed.patch_size,
     }
 

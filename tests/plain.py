@@ -30,45 +30,89 @@ def select(q, own, source, coin):
     return torch.cat(parts)
 
 
-def qkv(attn, x):
-    q, k, v = attn.qkv(x).chunk(3, dim=-1)
-    q, k, v = (t.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2) for t in (q, k, v))
-    return attn.q_norm(q), attn.k_norm(k), v
+def qkv(attn, x, rope=None):
+    if attn.qkv is None:
+        q, k, v = attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
+    else:
+        q, k, v = attn.qkv(x).chunk(3, dim=-1)
+    if getattr(attn, "q_bias", None) is not None:
+        q, v = q + attn.q_bias, v + attn.v_bias
+    q, k, v = (t.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for t in (q, k, v))
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        q, k = rotate(attn, q, rope), rotate(attn, k, rope)
+    k, v = (torch.stack([t[:, h * t.shape[1] // q.shape[1]] for h in range(q.shape[1])], 1) for t in (k, v))
+    return q, k, v
 
 
-def block(blk, x, attend):
+def rotate(attn, x, rope):
+    """Pairs of channels as complex numbers, turned by the angle of their token."""
+    prefix, x = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
+    sin, cos = rope.chunk(2, dim=-1)
+    half = x.shape[-1] // 2
+    if getattr(attn, "rotate_half", False):
+        real, imaginary, sin, cos = x[..., :half], x[..., half:], sin[..., :half], cos[..., :half]
+    else:
+        real, imaginary, sin, cos = x[..., ::2], x[..., 1::2], sin[..., ::2], cos[..., ::2]
+    turned = real * cos - imaginary * sin, imaginary * cos + real * sin
+    whole = (
+        torch.cat(turned, -1) if getattr(attn, "rotate_half", False) else torch.stack(turned, -1).flatten(-2)
+    )
+    return torch.cat((prefix, whole), dim=2)
+
+
+def layer_scale(blk, number, branch):
+    if hasattr(blk, "ls1"):
+        return getattr(blk, f"ls{number}")(branch)
+    gamma = getattr(blk, f"gamma_{number}")
+    return branch if gamma is None else branch * gamma
+
+
+def block(blk, x, attend, rope=None):
     y = blk.norm1(x)
     attn = blk.attn
-    out = attend(*qkv(attn, y)).transpose(1, 2).flatten(2)
+    out = attend(*qkv(attn, y, rope)).transpose(1, 2).flatten(2)
     out = attn.norm(out)
     if getattr(attn, "gate", None) is not None:  # since timm 1.0.28
         out = out * torch.sigmoid(attn.gate(y))
-    x = x + blk.ls1(attn.proj(out))
-    return x + blk.ls2(blk.mlp(blk.norm2(x)))
+    x = x + layer_scale(blk, 1, attn.proj(out))
+    return x + layer_scale(blk, 2, blk.mlp(blk.norm2(x)))
 
 
 def stem(vit, images):
+    return stem_and_ropes(vit, images)[0]
+
+
+def stem_and_ropes(vit, images):
+    depth = len(vit.blocks)
     if hasattr(vit, "embeds"):
-        return vit.norm_pre(vit.embeds(images)[0])
-    return vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        x, grid = vit.embeds(images)
+        rope = None if vit.rope is None else vit.rope.get_embed(shape=grid)
+        is_mixed = vit.rope_is_mixed
+    elif hasattr(vit, "rope"):
+        x, rope = vit._pos_embed(vit.patch_embed(images))
+        is_mixed = vit.rope_mixed
+    else:
+        x, rope, is_mixed = vit._pos_embed(vit.patch_embed(images)), None, False
+    return vit.norm_pre(x), [rope[i] for i in range(depth)] if is_mixed else [rope] * depth
 
 
-def tokens(target, source, images, coins, attend=select):
+def tokens(target, source, images, coins, attend=select, source_images=None):
     pairs = []
     with torch.no_grad():
-        x0 = stem(source, images)
-        for blk in source.blocks:
-            _, k0, v0 = qkv(blk.attn, blk.norm1(x0))
+        x0, ropes = stem_and_ropes(source, images if source_images is None else source_images)
+        for blk, rope in zip(source.blocks, ropes, strict=True):
+            _, k0, v0 = qkv(blk.attn, blk.norm1(x0), rope)
             pairs.append((k0, v0))
-            x0 = block(blk, x0, softmax_attention)
-    x = stem(target, images)
-    for blk, pair, coin in zip(target.blocks, pairs, coins, strict=True):
-        x = block(blk, x, lambda q, k, v, pair=pair, coin=coin: attend(q, (k, v), pair, coin))
+            x0 = block(blk, x0, softmax_attention, rope)
+    x, ropes = stem_and_ropes(target, images)
+    for blk, pair, coin, rope in zip(target.blocks, pairs, coins, ropes, strict=True):
+        x = block(blk, x, lambda q, k, v, pair=pair, coin=coin: attend(q, (k, v), pair, coin), rope)
     return target.norm(x)
 
 
-def logits(target, source, images, coins, attend=select):
-    return target.forward_head(tokens(target, source, images, coins, attend))
+def logits(target, source, images, coins, attend=select, source_images=None):
+    return target.forward_head(tokens(target, source, images, coins, attend, source_images))
 
 
 def gradients(model: nn.Module, output) -> dict[str, torch.Tensor]:

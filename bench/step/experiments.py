@@ -18,9 +18,11 @@ from bench.step.savings import Patched, SourceFirst
 from bench.step.training import Forward, TrainingStep
 from bench.step.workloads import Setting
 from stochca import StepPlan, StochCA
-from stochca.attention import Coin, key_value, merge_heads, query
-from stochca.block import Masks, normalized, residuals, source_step
-from stochca.recompute import Recomputation
+from stochca.attention import Coin, merge_heads
+from stochca.block import normalized, residuals, source_step
+from stochca.model import Lockstep
+from stochca.qkv import key_value, query
+from stochca.vit import Stem
 from stochca_kernels import Projection, stochca_attention
 from stochca_kernels.projection import pair_of
 
@@ -71,20 +73,11 @@ class OneLaunch(StochCA):
 
     fused = False
 
-    def _block(
-        self,
-        i: int,
-        plan: StepPlan,
-        x: Tensor,
-        x0: Tensor,
-        masks: Masks,
-        num_rows: int | None,
-        recomputation: Recomputation | None,
-    ) -> tuple[Tensor, Tensor]:
-        is_row_block = num_rows is not None and i >= plan.first_class_row_block
-        if i + 1 >= plan.source_blocks or is_row_block:
-            return super()._block(i, plan, x, x0, masks, num_rows, recomputation)
-        block, source, coin = self.target.blocks[i], self.source.blocks[i], plan.coins[i] is True
+    def _block(self, i: int, step: Lockstep, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        is_row_block = step.num_rows is not None and i >= step.plan.first_class_row_block
+        if i + 1 >= step.plan.source_blocks or is_row_block:
+            return super()._block(i, step, x, x0)
+        block, source, coin = self.target.blocks[i], self.source.blocks[i], step.plan.coins[i] is True
         attn, frozen = block.attn, source.attn
         with torch.no_grad():
             y0 = normalized(source, x0)
@@ -97,7 +90,7 @@ class OneLaunch(StochCA):
         )
         with torch.no_grad():
             x0 = residuals(source, x0, merge_heads(frozen, source_out, y0))
-        return residuals(block, x, merge_heads(attn, out, y), masks), x0
+        return residuals(block, x, merge_heads(attn, out, y), step.masks[i]), x0
 
     def _source_query(self, frozen: Any, y0: Tensor) -> Tensor | Projection:
         if not self.fused:
@@ -109,7 +102,7 @@ class OneLaunch(StochCA):
 class OnSideStream(StochCA):
     """StochCA whose source runs on a CUDA stream of its own; the target waits where it reads."""
 
-    def _source_stem(self, images: Tensor) -> Tensor:
+    def _source_stem(self, images: Tensor) -> Stem:
         target_stream, stream = torch.cuda.current_stream(), torch.cuda.Stream()
 
         def step(block: Any, x: Tensor, need_kv: bool, *args: Any) -> Any:
@@ -160,7 +153,7 @@ class Prefetched:
 class _Handing(SourceFirst):
     handed: list[tuple[Any, ...]]
 
-    def _source_stem(self, images: Tensor) -> Tensor:
+    def _source_stem(self, images: Tensor) -> Stem:
         return self.hand_over(self.handed)
 
 

@@ -17,7 +17,8 @@ import stochca.attention
 from bench.step.workloads import Setting
 from stochca import StepPlan, StochCA
 from stochca.block import source_step
-from stochca.vit import num_class_rows
+from stochca.qkv import Rope
+from stochca.vit import Stem, num_class_rows
 from stochca_kernels.projection import Projection, pair_of
 
 
@@ -63,7 +64,7 @@ def source_first(setting: Setting) -> Patched:
 def own_pairs(setting: Setting) -> Patched:
     """Blocks that read the source project keys and values of their own nevertheless, and drop them."""
 
-    def query_of_three(attn: Any, x: Tensor) -> Tensor:
+    def query_of_three(attn: Any, x: Tensor, rope: Rope) -> Tensor:
         packed = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim))
         return attn.q_norm(packed[:, :, 0].transpose(1, 2))
 
@@ -92,8 +93,8 @@ def pairs_for_rows(setting: Setting) -> Patched:
     """Keys and values are projected for class rows as well."""
     key_value = stochca.attention.key_value
 
-    def pair(attn: Any, x: Tensor) -> Any:
-        return pair_of(key_value(attn, x), attn.num_heads)
+    def pair(attn: Any, x: Tensor, rope: Rope) -> Any:
+        return pair_of(key_value(attn, x, rope), attn.num_heads)
 
     @contextmanager
     def patch() -> Iterator[None]:
@@ -106,13 +107,13 @@ def pairs_for_rows(setting: Setting) -> Patched:
 def unpacked(setting: Setting) -> Patched:
     """Gradients of queries, keys and values are three tensors, copied together for the projection."""
     never = mock.Mock(return_value=False)
-    return Patched(_model(setting), lambda: mock.patch("stochca.attention._has_no_norms", never))
+    return Patched(_model(setting), lambda: mock.patch("stochca.attention.is_linear", never))
 
 
 class SourceFirst(StochCA):
     """StochCA whose source has run as far as it is needed when its target starts."""
 
-    def _source_stem(self, images: Tensor) -> Tensor:
+    def _source_stem(self, images: Tensor) -> Stem:
         assert self.plan is not None
         return self.hand_over(self.run_source(images, self.plan))
 
@@ -121,19 +122,19 @@ class SourceFirst(StochCA):
         """What the source hands over to each block of the target, and its tokens last."""
         first_row = plan.first_class_row_block
         has_rows = self.class_rows and num_class_rows(self.target) is not None
-        x, results = super()._source_stem(images), []
+        (x, ropes), results = super()._source_stem(images), []
         for i, block in enumerate(self.source.blocks[: plan.source_blocks]):
             need_kv, advance = plan.coins[i] is not False, i + 1 < plan.source_blocks
             few = has_rows and i >= first_row
-            results.append(source_step(block, x, need_kv, advance, few, self.impl))
+            results.append(source_step(block, x, need_kv, advance, few, ropes[i], self.impl))
             x = results[-1][-1]
         return results
 
-    def hand_over(self, results: list[tuple[Any, ...]]) -> Tensor:
+    def hand_over(self, results: list[tuple[Any, ...]]) -> Stem:
         """Let the lockstep find what was computed before, block by block."""
         remaining = iter(results)
         self._source_step = lambda *_: next(remaining)
-        return results[-1][-1]
+        return Stem(results[-1][-1], [None] * len(self.source.blocks))
 
 
 def _model(setting: Setting) -> StochCA:

@@ -55,7 +55,8 @@ def assert_same(model, images, coins, attend=plain.select, tolerance=1e-12):
             grad,
             expected_grads[name],
             rtol=0,
-            atol=tolerance * scale,
+            # Learned rotations are timm's, which adds their gradients in float32.
+            atol=max(tolerance, 1e-6 if name == "rope.freqs" else 0.0) * scale,
             msg=lambda m, name=name: f"{name}: {m}",
         )
 

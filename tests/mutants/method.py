@@ -5,6 +5,8 @@ from tests.mutants.mutant import Mutant
 ATTENTION = "stochca/attention.py"
 BLOCK = "stochca/block.py"
 MODEL = "stochca/model.py"
+INTERFACE = "stochca/timm_interface.py"
+QKV = "stochca/qkv.py"
 PLAN = "stochca/plan.py"
 VIT = "stochca/vit.py"
 RECOMPUTE = "stochca/recompute.py"
@@ -12,20 +14,21 @@ PRECISION = "stochca/precision.py"
 MEMORY = ("tests/method/test_memory.py",)
 EXACT = ("tests/method/test_exact.py",)
 TRAINING = ("tests/method/test_training.py",)
+ROTARY = ("tests/method/test_rotary.py",)
 
 MUTANTS = [
     Mutant(
         "source_stops_one_block_early",
         MODEL,
-        "advance = plan.advances_source(i)",
-        "advance = plan.advances_source(i + 1)",
+        "step.plan.advances_source(i)",
+        "step.plan.advances_source(i + 1)",
         EXACT,
     ),
     Mutant(
         "source_runs_to_the_end",
         MODEL,
-        "advance = plan.advances_source(i)",
-        "advance = True",
+        "step.plan.advances_source(i)",
+        "True",
         (*EXACT, "-k", "no_further"),
     ),
     Mutant(
@@ -59,7 +62,7 @@ MUTANTS = [
     Mutant(
         "pair_is_kept",
         MODEL,
-        "recomputation.instead_of(source_kv, keys, projection.x, weights=attn.qkv.parameters())",
+        "step.recomputation.of_pair(source_kv, block.attn, y, rope)",
         "pass",
         MEMORY,
     ),
@@ -125,7 +128,7 @@ MUTANTS = [
     ),
     Mutant("source_in_train_mode", MODEL, "source.eval()", "source.train()", TRAINING),
     Mutant("source_stays_behind", MODEL, "self.source._apply(fn, recurse)", "pass", TRAINING),
-    Mutant("layers_without_prefix", MODEL, "^target\\.(?:", "(?:", (*TRAINING, "-k", "layer_decay")),
+    Mutant("layers_without_prefix", INTERFACE, "^target\\.(?:", "(?:", (*TRAINING, "-k", "layer_decay")),
     Mutant("class_rows_too_early", PLAN, "if coin is not True", "if coin is False", EXACT),
     Mutant(
         "coins_forget_the_step",
@@ -151,17 +154,62 @@ MUTANTS = [
     ),
     Mutant(
         "query_norm_forgotten",
-        ATTENTION,
-        "return attn.q_norm(q.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2))",
-        "return q.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)",
+        QKV,
+        'return _finish(attn, attn.q_norm, _project(attn, "q", x), rope)',
+        'return _finish(attn, nn.Identity(), _project(attn, "q", x), rope)',
         EXACT,
     ),
     Mutant(
         "key_norm_out_of_the_graph",
-        ATTENTION,
-        "*_parameters(attn.k_norm))",
-        "*())",
+        QKV,
+        "keep_in_graph(q, *(p for p in _of_key_value_alone(attn) if p.requires_grad))",
+        "q",
         (*TRAINING, "-k", "two_processes"),
+    ),
+    Mutant(
+        "keys_are_not_rotated",
+        QKV,
+        'attn.k_norm, _project(attn, "k", x), rope)',
+        'attn.k_norm, _project(attn, "k", x), None)',
+        ROTARY,
+    ),
+    Mutant(
+        "halves_for_pairs", QKV, 'if getattr(attn, "rotate_half", False) else {}', "if False else {}", ROTARY
+    ),
+    Mutant(
+        "prefix_tokens_are_rotated",
+        QKV,
+        "tensor_split([attn.num_prefix_tokens], dim=2)",
+        "tensor_split([0], dim=2)",
+        ROTARY,
+    ),
+    Mutant(
+        "learned_rotation_out_of_the_graph", QKV, "*([rope] if rope.requires_grad else [])", "*[]", ROTARY
+    ),
+    Mutant(
+        "heads_shared_in_turns",
+        QKV,
+        "x.repeat_interleave(groups, dim=1)",
+        "x.repeat(1, groups, 1, 1)",
+        ROTARY,
+    ),
+    Mutant(
+        "rotation_of_the_first_block_for_all",
+        VIT,
+        "list(rope) if is_mixed and rope is not None",
+        "[rope[0]] * depth if is_mixed and rope is not None",
+        ROTARY,
+    ),
+    Mutant("source_rotated_as_the_target", MODEL, "if moves_positions(self.target):", "if True:", ROTARY),
+    Mutant(
+        "source_stays_where_the_target_moves", MODEL, "if moves_positions(self.target):", "if False:", ROTARY
+    ),
+    Mutant(
+        "source_sees_the_targets_size",
+        MODEL,
+        "if size is None or size == tuple(images.shape[-2:]):",
+        "if True:",
+        ("tests/method/test_sources.py",),
     ),
     Mutant(
         "gate_forgotten",
