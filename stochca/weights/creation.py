@@ -47,6 +47,8 @@ def create_vit(
         if num_classes is not None:
             kwargs["num_classes"] = num_classes
         model = timm.create_model(name, pretrained=pretrained, **kwargs)
+        if pretrained and weights is None:
+            _check_quick_gelu(name, model)
         set_norm_eps(model, eps)
         return model
     model = _load(name, weights, **kwargs)
@@ -94,6 +96,17 @@ def _resolve_eps(weights: Weights, eps: float | None) -> float | None:
     if None not in (own, eps) and own != eps:
         raise ValueError(f"--norm-eps is {eps}, but the layer norms of {weights.path} have {own}")
     return eps if own is None else own
+
+
+def _check_quick_gelu(name: str, model: TimmViT) -> None:
+    """Refuse weights whose notes in timm say that they are for the other variant of the model."""
+    is_quick = any("quickgelu" in note.lower() for note in model.pretrained_cfg.get("notes") or ())
+    got = type(model.blocks[0].mlp.act).__name__ if is_quick else "QuickGELU"
+    if got != "QuickGELU":
+        raise ValueError(
+            f"the weights of {name} were trained with QuickGELU, the model has {got}: take "
+            + name.replace("_clip_", "_clip_quickgelu_")
+        )
 
 
 def _check_patches(model: TimmViT, weights: Weights) -> None:

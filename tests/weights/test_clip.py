@@ -42,6 +42,17 @@ def test_openai_weights_are_refused_without_quickgelu(openai):
         create_vit(GELU_NAME, read_weights(openai), **SIZES)
 
 
+def test_timms_own_quickgelu_weights_are_refused_in_the_variant_without_it(tmp_path):
+    path = tmp_path / "timm.pth"
+    torch.save(timm.create_model(CLIP_NAME, num_classes=512, **SIZES).state_dict(), path)
+    instead_of_the_hub = {"pretrained_cfg_overlay": {"file": str(path)}}
+    create_vit(CLIP_NAME, **SIZES, **instead_of_the_hub)
+    with pytest.raises(ValueError, match=f"trained with QuickGELU, the model has GELU: take {CLIP_NAME}$"):
+        create_vit(f"{GELU_NAME}.openai", **SIZES, **instead_of_the_hub)
+    create_vit(f"{GELU_NAME}.laion2b", **SIZES, **instead_of_the_hub)
+    create_vit(f"{GELU_NAME}.openai", pretrained=False, **SIZES)
+
+
 def test_a_file_that_does_not_say_it_is_said_not_to(tmp_path):
     path = tmp_path / "clip.pth"
     torch.save(openai_state(is_openai=False), path)
