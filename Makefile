@@ -29,7 +29,7 @@ lint: $(READY)          ## format, lint, types, import contract and rendered pag
 	$(BIN)/python -m bench.report --check
 
 docs: $(READY)          ## build the pages into build/site; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint docs         ## lint, types, import contract, rendered pages, the site and tests
 	$(BIN)/python -m pytest --numprocesses 2

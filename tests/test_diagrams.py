@@ -71,4 +71,5 @@ def test_a_step_leaves_out_what_its_plan_leaves_out(coins, not_run, class_rows):
     shown = texts(svg)
     assert shown.count("not run") == not_run
     assert shown.count("β = 1") == sum(coins)
+    assert shown.count("K₀, V₀") == sum(coins) + 1, "of the last one, they are all that runs"
     assert svg.count('height="14"') == class_rows
