@@ -18,6 +18,7 @@ METHOD = (
     "stochca/attention.py",
     "stochca/block.py",
     "stochca/compile.py",
+    "stochca/lora.py",
     "stochca/model.py",
     "stochca/plan.py",
     "stochca/precision.py",

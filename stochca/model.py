@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from stochca.attention import Coin
 from stochca.block import Masks, drop_path_masks, source_step, target_step
 from stochca.compile import CompiledPerCase
+from stochca.lora import base_model, has_adapters, shares_weights
 from stochca.plan import CoinSampler, Mode, Per, Rng, Schedule, StepPlan, replay
 from stochca.precision import SourceDtype, check_arithmetic, check_float8, hold_weights
 from stochca.qkv import Rope
@@ -73,7 +74,8 @@ class StochCA(TimmInterface):
     Args:
         target: A timm `VisionTransformer`, `NaFlexVit` or `Eva`; `stochca.vit.check_drivable` says with which
             blocks and attention.
-        source: A frozen model of the same architecture; None takes a copy of `target` as it is now. It is
+        source: A frozen model of the same architecture; None takes a copy of `target` as it is now, or, where
+            it has LoRA layers of peft, the model below them, with the very weights of the target. It is
             switched to eval mode and requires no grad from here on, and `source_dtype` casts its weights in
             place. Where its `pretrained_cfg` names another normalisation than the target's, images are
             renormalised for it; where it takes images of another size, they are resized for it. Where the
@@ -126,7 +128,7 @@ class StochCA(TimmInterface):
         super().__init__()
         check_drivable(target)
         if source is None:
-            source = copy.deepcopy(target)
+            source = base_model(target) if has_adapters(target) else copy.deepcopy(target)
         check_drivable(source)
         check_pair(target, source)
         for name, value, values in (
@@ -135,6 +137,10 @@ class StochCA(TimmInterface):
         ):
             if value not in values:
                 raise ValueError(f"{name} must be one of {values}, got {value!r}")
+        if source_dtype is not None and shares_weights(target, source):
+            raise ValueError(
+                f"source_dtype={source_dtype!r} would cast weights that are also the target's: leave it out"
+            )
         if source_dtype == "float8":
             check_float8(source)
         self.target = target

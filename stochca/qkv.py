@@ -12,6 +12,7 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stochca.lora import is_adapted, is_one_product, merged_rows, project_rows
 from stochca_kernels import Projection
 from stochca_kernels.attention import keep_in_graph
 from stochca_kernels.projection import KV, unpack
@@ -40,7 +41,7 @@ def value(attn: AnyAttention, x: Tensor) -> Tensor:
 
 def key_value(attn: AnyAttention, x: Tensor, rope: Rope = None) -> KV:
     """Keys and values of normalised tokens `[B, N, C]`: left to the operator to compute where it can."""
-    if is_linear(attn, rope):
+    if is_linear(attn, rope) and (not is_adapted(attn.qkv) or is_one_product(attn.qkv)):
         return Projection(x, *_rows(attn, "kv"))
     return key(attn, x, rope), value(attn, x)
 
@@ -84,13 +85,22 @@ def _project(attn: AnyAttention, part: str, x: Tensor) -> Tensor:
     """Tokens `[B, N, C]` to `[B, N, H * D]`, of keys and values with as many heads as those have."""
     if attn.qkv is None:
         return getattr(attn, f"{part}_proj")(x)
+    if is_adapted(attn.qkv):
+        return project_rows(attn.qkv, x, _slice(attn, part))
     return F.linear(x, *_rows(attn, part))
 
 
-def _rows(attn: AnyAttention, parts: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of some of "qkv", which lie beside each other."""
+def _slice(attn: AnyAttention, parts: str) -> slice:
+    """The rows of some of "qkv", which lie beside each other."""
     size, first = attn.num_heads * attn.head_dim, "qkv".index(parts)
-    rows = slice(first * size, (first + len(parts)) * size)
+    return slice(first * size, (first + len(parts)) * size)
+
+
+def _rows(attn: AnyAttention, parts: str) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of some of "qkv"."""
+    rows = _slice(attn, parts)
+    if is_adapted(attn.qkv):
+        return merged_rows(attn.qkv, rows)
     bias = attn.qkv.bias
     if getattr(attn, "q_bias", None) is not None:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))  # keys have a constant zero

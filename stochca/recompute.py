@@ -38,7 +38,10 @@ class Recomputation:
         self._active = ExitStack()
         self._watched: list[tuple[nn.Module, bool]] = []
         for block in blocks:
-            self._watched += [(block.norm1, True), (block.norm2, hasattr(block.mlp, "fc1"))]
+            self._watched += [
+                (block.norm1, True),
+                (block.norm2, type(getattr(block.mlp, "fc1", None)) is nn.Linear),
+            ]
             activation = getattr(block.mlp, "act", None)
             self._watched += [(activation, False)] if isinstance(activation, _FROM_INPUT) else []
 

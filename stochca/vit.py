@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from stochca.attention import StochCAAttention
+from stochca.lora import check_adapter, is_adapted
 from stochca.qkv import Rope
 from stochca_kernels.checks import is_head_size
 
@@ -45,7 +46,8 @@ def check_drivable(model: Any) -> None:
     name = type(model).__name__
     family = next((family for family in _FAMILIES if isinstance(model, family)), None)
     if family is None:
-        raise TypeError(f"StochCA drives timm's VisionTransformer, NaFlexVit and Eva, got {name}")
+        inside = ": pass its get_base_model()" if hasattr(model, "get_base_model") else ""
+        raise TypeError(f"StochCA drives timm's VisionTransformer, NaFlexVit and Eva, got {name}{inside}")
     for method in ("forward", "forward_features"):
         if getattr(type(model), method) is not getattr(family, method):
             raise TypeError(f"{name} has a {method} of its own, which StochCA cannot reproduce")
@@ -71,7 +73,15 @@ def _check_attention(name: str, attn: Any) -> None:
         )
     projections = ("qkv",) if attn.qkv is not None else ("q_proj", "k_proj", "v_proj")
     for part in projections:
-        if type(layer := getattr(attn, part)) is not nn.Linear:
+        layer = getattr(attn, part)
+        if is_adapted(layer):
+            check_adapter(f"{name}: its {part}", layer)
+            if getattr(attn, "q_bias", None) is not None:
+                raise ValueError(
+                    f"{name}: timm's {type(attn).__name__} reads the weight of its qkv past an adapter, "
+                    "which does nothing there: adapt other layers, as proj and those of the MLP"
+                )
+        elif type(layer) is not nn.Linear:
             raise TypeError(f"{name}: its {part} is a {type(layer).__name__}, not a plain Linear")
     if not is_head_size(attn.head_dim):
         raise ValueError(f"{name}: the head size must be 16 to 128 in steps of 8, got {attn.head_dim}")

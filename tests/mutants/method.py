@@ -71,7 +71,13 @@ MUTANTS = [
         "weights_of_recipes_pass", RECOMPUTE, "_Versions([*inputs, *weights])", "_Versions(inputs)", MEMORY
     ),
     Mutant("hooks_of_users_are_ignored", RECOMPUTE, "if not module._forward_hooks:", "if True:", MEMORY),
-    Mutant("norm_of_two_layers_is_cast", RECOMPUTE, 'hasattr(block.mlp, "fc1")', "True", MEMORY),
+    Mutant(
+        "norm_of_two_layers_is_cast",
+        RECOMPUTE,
+        'type(getattr(block.mlp, "fc1", None)) is nn.Linear',
+        "True",
+        MEMORY,
+    ),
     Mutant("scales_are_powers_of_two", PRECISION, "round_scales_to_power_of_2=False", "", MEMORY),
     Mutant(
         "weights_stay_cast_back",
