@@ -15,7 +15,7 @@ from torch import nn
 
 from stochca.export.card import model_card
 from stochca.export.options import TOLERANCE, Format
-from stochca.export.plain import PlainModel, load_folder, plain_model, save_folder
+from stochca.export.plain import PlainModel, brief, check_folder, plain_model, save_folder
 from stochca.export.programs import WRITERS, check_packages, largest_error, trace
 
 # An answer of the hub is both of its bases; a connection that fails is that of the HTTP library alone.
@@ -50,9 +50,9 @@ def export_model(
 ) -> Export:
     """Write a trained model so that it runs without this package.
 
-    Whatever the formats, timm loads the model from its folder first, and must compute the same logits bit for
-    bit; programs are made of the model that it loaded, read back, and compared at several batch sizes. The
-    folder appears when all of it is written and checked, and not at all otherwise.
+    What is written is read back and compared with the model: in timm logits are the same bit for bit,
+    programs are compared at several batch sizes. The folder appears when all of it is written and checked,
+    and not at all otherwise.
 
     Args:
         model: A `StochCA`, whose target is exported, or a timm model, of StochCAAttention or not; also within
@@ -76,30 +76,17 @@ def export_model(
     Raises:
         FileExistsError: The folder holds something.
         TypeError: No model of timm.
-        ValueError: timm does not rebuild the model, a program differs from it, a package is missing, or an
-            argument does not fit.
+        ValueError: timm does not rebuild the model, a program differs from it, a package is missing or too
+            old, or an argument does not fit.
     """
     if unknown := sorted({*formats} - {"timm", *WRITERS}):
         raise ValueError(f"formats must be of timm, {', '.join(WRITERS)}, got {', '.join(unknown)}")
     check_packages(formats)
     plain = plain_model(model, classes, data_config, model_args)
-    errors = {}
     with _new_folder(Path(output)) as folder:
-        loaded = _save_checked(plain, folder, f"local-dir:{folder.name}", card)
-        if "timm" not in formats:
-            for file in folder.iterdir():
-                file.unlink()
-        programs = [name for name in WRITERS if name in formats]
-        program = trace(loaded, plain.random_images(2)) if programs else None
-        for name in programs:
-            assert program is not None
-            written = WRITERS[name](program, plain, folder)
-            errors[name] = largest_error(written.run, loaded, plain)
-            if not errors[name] <= tolerance:
-                raise ValueError(
-                    f"{name}: logits must be within {tolerance:g} of the largest one of the model's, "
-                    f"got {errors[name]:.1e}"
-                )
+        if "timm" in formats:
+            _save_checked(plain, folder, f"local-dir:{folder.name}", card)
+        errors = _write_programs(plain, folder, [name for name in WRITERS if name in formats], tolerance)
         names = sorted(file.name for file in folder.iterdir())
     return Export(Path(output), [Path(output, name) for name in names], errors)
 
@@ -149,7 +136,7 @@ def push_model(
             **plain.config(),
         )
     except _HUB_ERRORS as error:
-        raise OSError(f"cannot publish {repository} on the Hugging Face hub: {error}") from error
+        raise OSError(f"cannot publish {repository} on the Hugging Face hub: {brief(error)}") from error
 
 
 def check_hub(repository: str) -> None:
@@ -166,10 +153,27 @@ def check_hub(repository: str) -> None:
         raise OSError("the Hugging Face hub needs a token: run `hf auth login`, or set HF_TOKEN")
 
 
-def _save_checked(plain: PlainModel, folder: Path, address: str, card: Mapping[str, Any] | None) -> nn.Module:
-    """Write timm's folder, and return the model that timm loads from it."""
+def _save_checked(plain: PlainModel, folder: Path, address: str, card: Mapping[str, Any] | None) -> None:
+    """Write timm's folder, and see that timm loads the model from it."""
     save_folder(plain, folder, model_card(plain, address, card))
-    return load_folder(plain, folder)
+    check_folder(plain, folder)
+
+
+def _write_programs(
+    plain: PlainModel, folder: Path, formats: Sequence[str], tolerance: float
+) -> dict[str, float]:
+    """Write programs, read them back, and return their errors, all of which are within the tolerance."""
+    errors: dict[str, float] = {}
+    program = trace(plain) if formats else None
+    for name in formats:
+        assert program is not None
+        written = WRITERS[name](program, plain, folder)
+        errors[name] = error = largest_error(written.run, plain)
+        if not error <= tolerance:
+            raise ValueError(
+                f"{name}: logits must be within {tolerance:g} of the model's largest one, got {error:.1e}"
+            )
+    return errors
 
 
 @contextlib.contextmanager

@@ -13,9 +13,14 @@ from timm.models import save_for_hf
 from timm.models._hub import generate_readme
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from stochca.attention import StochCAAttention
 from stochca.model import StochCA
+from stochca.weights.facts import norm_eps
+
+# The first whose local-dir: reads safetensors.
+OLDEST_TIMM = "1.0.26"
 
 PREPARATION = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -74,8 +79,11 @@ def plain_model(
 
     Raises:
         TypeError: There is no timm model in it.
-        ValueError: Weights, classes or preparation are not as they have to be.
+        ValueError: Weights, classes or preparation are not as they have to be, the model does not take
+            images of that size, its logits are not finite, or timm is too old.
     """
+    if TorchVersion(timm.__version__) < OLDEST_TIMM:
+        raise ValueError(f"exports need timm {OLDEST_TIMM} or newer, got {timm.__version__}")
     found: Any = unwrap_model(model)
     found = found.target if isinstance(found, StochCA) else found
     if not getattr(found, "pretrained_cfg", None):
@@ -94,9 +102,10 @@ def plain_model(
         **dict.fromkeys(_OUTDATED),
     }
     own = {"attn_layer": "attn"} if any(isinstance(m, StochCAAttention) for m in found.modules()) else {}
-    return PlainModel(
-        plain, {**(model_args or {}), **own}, config, None if classes is None else list(classes)
-    )
+    names = None if classes is None else list(classes)
+    result = PlainModel(plain, {**(model_args or {}), **own}, config, names)
+    _check_runs(result)
+    return result
 
 
 def _preparation(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +127,18 @@ def _preparation(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+def _check_runs(plain: PlainModel) -> None:
+    images = plain.random_images(2)
+    try:
+        logits = logits_of(plain.model, images)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"the model does not take images {list(images.shape[1:])}: {brief(error)}"
+        ) from error
+    if not logits.isfinite().all():
+        raise ValueError("the logits of the model are not all finite")
+
+
 def save_folder(plain: PlainModel, folder: Path, card: Mapping[str, Any]) -> None:
     """Write what `timm.create_model("local-dir:<folder>", pretrained=True)` loads, and a model card."""
     save_for_hf(plain.model, str(folder), **plain.config())
@@ -127,35 +148,42 @@ def save_folder(plain: PlainModel, folder: Path, card: Mapping[str, Any]) -> Non
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
-def load_folder(plain: PlainModel, folder: Path) -> nn.Module:
+def check_folder(plain: PlainModel, folder: Path) -> None:
     """Load the folder as anybody would, and compare.
 
-    Returns:
-        timm's model in eval mode, with the logits of `plain.model` bit for bit.
-
     Raises:
-        ValueError: timm does not rebuild the model, or its logits differ; or those of the model are not
-            finite, or it does not take images of the size it is said to.
+        ValueError: timm does not rebuild the model, or its logits are not the same bit for bit.
     """
     images = plain.random_images(2)
-    with torch.no_grad():
-        try:
-            wanted = plain.model(images)
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"the model does not take images {list(images.shape[1:])}: {error}") from error
-        if not wanted.isfinite().all():
-            raise ValueError("the logits of the model are not all finite")
-        try:
-            loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-            got = loaded(images)
-        except (AssertionError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                "timm does not rebuild the model from its export, give in model_args what timm.create_model "
-                f"was given: {error}"
-            ) from error
+    try:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        got = logits_of(loaded, images)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"timm does not rebuild the model from its export: {brief(error)}. Give in model_args what "
+            "timm.create_model was given"
+        ) from error
+    eps, own = norm_eps(loaded), norm_eps(plain.model)
+    if eps != own:
+        raise ValueError(
+            f"timm's config cannot say that the epsilon of the layer norms is {own}, not {eps}: this model "
+            "can be exported as onnx and torch-export alone"
+        )
+    wanted = logits_of(plain.model, images)
     if not torch.equal(got, wanted):
         raise ValueError(
-            "timm rebuilds another model from the export, give in model_args what timm.create_model was "
-            f"given: logits differ by {(got - wanted).abs().max():.1e}"
+            "timm rebuilds another model from the export, whose logits differ by "
+            f"{(got - wanted).abs().max():.1e}. Give in model_args what timm.create_model was given"
         )
-    return loaded
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits of a model in eval mode."""
+    return model(images)
+
+
+def brief(error: BaseException) -> str:
+    """What an error says, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from stochca.export.plain import PlainModel
+from stochca.export.plain import PlainModel, brief, logits_of
 
 # What torch translates to; it would convert from there to others.
 OPSET = 18
@@ -48,16 +48,18 @@ def check_packages(formats: Iterable[str]) -> None:
         raise ValueError(f"the format onnx needs {', '.join(missing)}: pip install stochca[onnx]")
 
 
-def trace(model: nn.Module, images: Tensor) -> ExportedProgram:
-    """The model in eval mode as a graph that takes any number of images.
+def trace(plain: PlainModel) -> ExportedProgram:
+    """The model as a graph that takes any number of images.
 
     Raises:
         ValueError: The model does something that `torch.export` does not follow.
     """
     try:
-        return torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch")},))
+        return torch.export.export(
+            plain.model, (plain.random_images(2),), dynamic_shapes=({0: Dim("batch")},)
+        )
     except RuntimeError as error:
-        raise ValueError(f"torch.export does not follow {type(model).__name__}: {_reason(error)}") from error
+        raise ValueError(f"torch.export does not follow the model: {_reason(error)}") from error
 
 
 def write_torch_export(program: ExportedProgram, plain: PlainModel, folder: Path) -> Written:
@@ -105,23 +107,22 @@ def write_onnx(program: ExportedProgram, plain: PlainModel, folder: Path) -> Wri
 WRITERS = {"onnx": write_onnx, "torch-export": write_torch_export}
 
 
-@torch.no_grad()
-def largest_error(run: Callable[[Tensor], Tensor], model: nn.Module, plain: PlainModel) -> float:
+def largest_error(run: Callable[[Tensor], Tensor], plain: PlainModel) -> float:
     """Largest difference of the logits over several batch sizes, relative to the largest logit."""
     errors = []
     for number in BATCH_SIZES:
         images = plain.random_images(number)
-        wanted = model(images)
+        wanted = logits_of(plain.model, images)
         scale = wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny)
         errors.append((run(images) - wanted).abs().max() / scale)
     return torch.stack(errors).max().item()  # NaN if one is
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what has caused an error; torch adds pages of advice."""
+    """What has caused an error, without the advice that torch adds."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).split("\n", 1)[0]
+    return brief(error)
 
 
 @contextlib.contextmanager

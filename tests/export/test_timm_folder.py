@@ -10,6 +10,7 @@ import torch
 
 from stochca import StochCA, StochCAAttention
 from stochca.export.model import export_model
+from stochca.weights.facts import set_norm_eps
 from tests.export.processes import IN_TIMM, read_logits, run_elsewhere, write_images
 from tests.models import make_images, make_target
 
@@ -160,9 +161,35 @@ def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_filled(tmp
     assert len({path.stat().st_mode for path in before}) == 1
 
 
+def test_a_timm_that_cannot_read_the_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(timm, "__version__", "1.0.9")
+    with pytest.raises(ValueError, match=r"exports need timm 1\.0\.26 or newer, got 1\.0\.9"):
+        export_model(target_of("class token"), tmp_path / "out")
+
+
 class Exponential(torch.nn.Module):
     def forward(self, x):
         return x.exp()
+
+
+def changed(**parts):
+    """A model whose parts were replaced after timm had made it."""
+    model = target_of("class token")
+    for name, part in parts.items():
+        setattr(model.blocks[1].mlp, name, part)
+    return model
+
+
+def other_epsilon():
+    model = target_of("class token")
+    set_norm_eps(model, 1e-12)
+    return model
+
+
+def diverged():
+    model = target_of("class token")
+    torch.nn.init.constant_(model.head.bias, float("nan"))
+    return model
 
 
 @pytest.mark.parametrize(
@@ -185,9 +212,11 @@ class Exponential(torch.nn.Module):
             ValueError,
             r"mean .* one per channel \(1\), got \(0.5, 0.5, 0",
         ),
-        (None, {"model_args": {"dept": 2}}, ValueError, "give in model_args .* argument 'dept'"),
-        (lambda: another_activation(), {}, ValueError, "timm rebuilds another model from the export"),
-        (lambda: diverged(), {}, ValueError, "logits of the model are not all finite"),
+        (None, {"model_args": {"dept": 2}}, ValueError, r"argument 'dept'\. Give in model_args"),
+        (lambda: changed(act=Exponential()), {}, ValueError, "timm rebuilds another model from the export"),
+        (lambda: changed(norm=torch.nn.LayerNorm(192)), {}, ValueError, r"Unexpected key.*mlp\.norm"),
+        (other_epsilon, {}, ValueError, "cannot say that the epsilon of the layer norms is 1e-12, not 1e-06"),
+        (diverged, {}, ValueError, "logits of the model are not all finite"),
     ],
     ids=lambda value: "",
 )
@@ -195,16 +224,3 @@ def test_what_timm_would_not_load_is_refused_and_leaves_nothing(tmp_path, make, 
     with pytest.raises(error, match=message):
         export_model(make() if make else target_of("class token"), tmp_path / "out", **arguments)
     assert not [*tmp_path.iterdir()]
-
-
-def another_activation():
-    """A model that was changed after timm made it."""
-    model = target_of("class token")
-    model.blocks[1].mlp.act = Exponential()
-    return model
-
-
-def diverged():
-    model = target_of("class token")
-    torch.nn.init.constant_(model.head.bias, float("nan"))
-    return model
