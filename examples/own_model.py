@@ -37,10 +37,9 @@ class Transformer(nn.Module):
         return self.head(x.mean(dim=1))
 
     def pairs(self, images, plan):  # what a frozen source hands over, block by block, as far as it is read
-        x = self.embed(images[:, 0]) + self.position
-        for block, coin in zip(self.blocks, plan.coins[: plan.source_blocks], strict=False):
-            yield block.attn.source_kv(block.norm(x)) if coin else None
-            x = block(x)
+        for i, block in enumerate(self.blocks[: plan.source_blocks]):
+            x = self.blocks[i - 1](x) if i else self.embed(images[:, 0]) + self.position
+            yield block.attn.source_kv(block.norm(x)) if plan.coins[i] else None
 
 
 args = flags(__doc__, p=0.3, steps=200, lr=3e-3)

@@ -105,7 +105,7 @@ def test_a_model_of_ones_own_learns_with_its_frozen_copy_as_the_source(run):
         block.register_forward_hook(lambda *_, i=i: ran.append(i))
     through_source = model(images, source.pairs(images, StepPlan((True, False, True, False))))
     torch.testing.assert_close(through_source, model(images))
-    assert ran == [0, 1, 2]
+    assert ran == [0, 1]
 
 
 def test_two_processes_end_with_the_same_weights():

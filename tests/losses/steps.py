@@ -42,16 +42,21 @@ def make_labels(batch=4):
 def whole_step(model, images, coins, taps, attend=plain.select):
     """What `forward_step` returns, of a whole pass through timm's source and then one through the target."""
     target, source = model.target, model.source
-    x0, pairs = [plain.stem(source, images)], []
+    (stem, ropes), pairs = plain.stem_and_ropes(source, images), []
+    x0 = [stem]
     with torch.no_grad():
-        for block in source.blocks:
-            pairs.append(plain.qkv(block.attn, block.norm1(x0[-1]))[1:])
-            x0.append(block(x0[-1]))
+        for block, rope in zip(source.blocks, ropes, strict=True):
+            pairs.append(plain.qkv(block.attn, block.norm1(x0[-1]), rope)[1:])
+            x0.append(block(x0[-1]) if rope is None else block(x0[-1], rope=rope))
         source_logits = source.forward_head(source.norm(x0[-1]))
-    x = [plain.stem(target, images)]
-    for block, pair, coin in zip(target.blocks, pairs, coins, strict=True):
-        own = x[-1]
-        x.append(plain.block(block, own, lambda q, k, v, pair=pair, coin=coin: attend(q, (k, v), pair, coin)))
+    stem, ropes = plain.stem_and_ropes(target, images)
+    x = [stem]
+    for block, pair, coin, rope in zip(target.blocks, pairs, coins, ropes, strict=True):
+
+        def read(q, k, v, pair=pair, coin=coin):
+            return attend(q, (k, v), pair, coin)
+
+        x.append(plain.block(block, x[-1], read, rope))
     features = target.forward_head(target.norm(x[-1]), pre_logits=True)
     taps, source_taps = {tap: x[tap] for tap in taps}, {tap: x0[tap].detach() for tap in taps}
     return StepOutputs(target.get_classifier()(features), features, taps, source_taps, source_logits)

@@ -10,6 +10,8 @@ pytest.importorskip("triton")
 from bench.counts import saved_bytes
 from stochca_kernels.tiles import choose_tiles
 from tests.losses.steps import make_pair, whole_step
+from tests.method.test_rotary import SMALL
+from tests.method.test_rotary import VARIANTS as ROTARY
 from tests.models import make_images
 
 DEPTH = 3
@@ -60,7 +62,7 @@ def gradients(model, outputs):
     generator = torch.Generator().manual_seed(1)
     shares = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in outputs]
     total = sum((t * share).sum() for t, share in zip(outputs, shares, strict=True))
-    parameters = list(model.target.parameters())
+    parameters = [p for p in model.target.parameters() if p.requires_grad]
     return torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
 
 
@@ -94,9 +96,19 @@ def test_other_models_and_coins_per_sample_equal_two_whole_passes(kwargs):
         assert_dense(make_pair(**kwargs), make_images(), MIXED, options)
 
 
+@pytest.mark.parametrize("variant", ["dinov3", "eva02-clip", "rope-mixed", "pe-spatial", "naflex-axial"])
+def test_models_with_rotary_embeddings_equal_two_whole_passes(variant):
+    name, kwargs = ROTARY[variant]
+    model = make_pair(name=name, **{**SMALL, **kwargs})
+    model.target.rope.requires_grad_(False)  # timm takes learned frequencies through float32
+    for coins, option in ((MIXED, "every-block"), ((True, False, True), "stop-early")):
+        assert_dense(model, make_images(), coins, OPTIONS[option])
+
+
 @pytest.mark.parametrize("size", [(24, 24), (40, 24), (16, 56)])
-def test_images_of_any_size_keep_their_grid(size):
-    model = make_pair(dynamic_img_size=True)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_dinov3"])
+def test_images_of_any_size_keep_their_grid(size, name):
+    model = make_pair(name=name, dynamic_img_size=True)
     images = make_images(size=56)[..., : size[0], : size[1]]
     assert_dense(model, images, (True, False, True), OPTIONS["every-block"])
 
