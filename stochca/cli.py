@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from stochca import __version__
+from stochca.analysis.options import AnalyzeOptions
 from stochca.config import DomainBedOptions, EvaluateOptions, FinetuneOptions, InfoOptions, flag
 from stochca.export.options import ExportOptions
 from stochca.recipes import recipe_names, recipe_path
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             _convert,
             "weights in another layout, for timm or torchvision",
         ),
+        "analyze": (AnalyzeOptions, _analyze, "compare targets with their sources: q, k, v and attention"),
         "info": (InfoOptions, _info, "versions, device, and which implementation runs on it"),
     }
     parser = _Parser(
@@ -146,6 +148,8 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     text = field.metadata["help"]
     if field.name == "checkpoint":
         group.add_argument(field.name, type=hint, help=text)
+    elif field.name == "runs":
+        group.add_argument(field.name, type=str, nargs="+", help=text)
     elif field.name.startswith("no_"):
         group.add_argument(flag(field.name), action="store_true", help=text)
     elif hint is bool:
@@ -270,6 +274,19 @@ def _convert(options: ConvertOptions) -> int:
     sys.stdout.write(
         f"{result['found']}\n{result['model']} with {result['num_classes']} classes, and "
         f"{result['norm_eps']} as the epsilon of its layer norms: {result['output']}\n"
+    )
+    return 0
+
+
+def _analyze(options: AnalyzeOptions) -> int:
+    from stochca.analysis.command import analyze
+
+    result = analyze(options)
+    if skipped := result["skipped"]:
+        sys.stdout.write(f"unreadable images left out: {len(skipped)}: {', '.join(skipped)}\n")
+    sys.stdout.write(
+        f"{result['markdown']}\n"
+        f"report: {result['report']}\ntables and plots are in {result['output']}\n"
     )
     return 0
 
