@@ -37,8 +37,9 @@ class Transformer(nn.Module):
         return self.head(x.mean(dim=1))
 
     def pairs(self, images, plan):  # what a frozen source hands over, block by block, as far as it is read
+        x = self.embed(images[:, 0]) + self.position
         for i, block in enumerate(self.blocks[: plan.source_blocks]):
-            x = self.blocks[i - 1](x) if i else self.embed(images[:, 0]) + self.position
+            x = self.blocks[i - 1](x) if i else x
             yield block.attn.source_kv(block.norm(x)) if plan.coins[i] else None
 
 
