@@ -1,10 +1,13 @@
 """Files of weights in any layout that is known, read without running code that is in them."""
 
+import argparse
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import Tensor
@@ -84,12 +87,31 @@ def read_weights(path: str | Path) -> Weights:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors of a file, and the metadata of a safetensors file."""
     metadata: dict[str, str] = {}
+    if _is_torchscript(path):
+        raise ValueError(
+            f"{path} is a TorchScript archive, which is code: save the state_dict() of torch.jit.load(...)"
+        )
     try:
-        state = load_state_dict(str(path), device="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in the checkpoints of timm's script
+            state = load_state_dict(str(path), device="cpu", weights_only=True)
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
     except (RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = (str(error) or "it ends early").splitlines()[0]
-        raise ValueError(f"{path} is not a complete file of weights alone: {reason}") from error
+        raise ValueError(f"{path} is not a complete file of weights alone: {_reason(error)}") from error
     return state, metadata
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is what `torch.jit.save` writes, as OpenAI's own are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _reason(error: Exception) -> str:
+    """What torch or safetensors says, without its advice to read the file all the same."""
+    lines = str(error.__cause__ or error).splitlines() or ["it ends early"]
+    refused = [line.partition(" was not an allowed")[0] for line in lines if "Unsupported" in line]
+    return (refused or lines)[0].partition("This file can still be loaded")[0].strip()

@@ -17,6 +17,7 @@ pytest.importorskip("jsonargparse")
 from stochca.cli import main
 from stochca.config import INTERPOLATIONS, EvaluateOptions, FinetuneOptions, InfoOptions, flag
 from stochca.train import Trainer, finetune
+from stochca.weights.options import ConvertOptions
 from tests.train.image_folder import write_images
 
 
@@ -62,7 +63,7 @@ finally:
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("options_class", [FinetuneOptions, EvaluateOptions, InfoOptions])
+@pytest.mark.parametrize("options_class", [FinetuneOptions, EvaluateOptions, ConvertOptions, InfoOptions])
 def test_every_option_has_a_flag_and_a_line_of_help(options_class, capsys):
     with pytest.raises(SystemExit):
         main([options_class.__name__.removesuffix("Options").lower(), "--help"])
