@@ -147,7 +147,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     Model, classes and normalisation come from the checkpoint.
 
     Returns:
-        What `evaluate` returns, the model's name, and `skipped`: the images that could not be read.
+        What `evaluate` returns, the model's name, and `skipped`, the images that could not be read.
     """
     path = Path(options.checkpoint)
     model, metadata = rebuild(path)

@@ -476,7 +476,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         options: Of the run.
 
     Returns:
-        A summary: `output`, `steps`, `best_step`, `best_top1` and `last_top1` (percent), `test_top1`,
+        A summary of `output`, `steps`, `best_step`, `best_top1` and `last_top1` (percent), `test_top1`,
         `test_top5` and `test_loss` of the best checkpoint where there is a test split, `images_per_second`,
         `source_fraction` (of the source's blocks, the mean that ran) and `skipped` (unreadable images).
 
