@@ -27,17 +27,16 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     return (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).clamp(0, 1)
 
 
-def mean_distance(attention: Tensor, positions: Tensor) -> Tensor:
+def mean_distance(attention: Tensor, distances: Tensor) -> Tensor:
     """Mean distance that patches attend over.
 
     Args:
         attention: `[..., P, P]`, each row a distribution over the patches.
-        positions: `[P, 2]`.
+        distances: `[P, P]`.
 
     Returns:
-        `[...]`, the mean over rows, in the unit of the positions.
+        `[...]`, the mean over rows, in the unit of the distances.
     """
-    distances = torch.cdist(positions, positions).to(attention)
     return (attention * distances).sum(-1).mean(-1)
 
 
@@ -70,7 +69,7 @@ def _of_one_image(target: Heads, source: Heads, layout: Layout) -> dict[str, Ten
         return jensen_shannon(*maps).mean(-1)
 
     def distance(s: Tensor) -> Tensor:
-        return mean_distance(s[:, patches, patches].softmax(-1), layout.positions)
+        return mean_distance(s[:, patches, patches].softmax(-1), layout.distances)
 
     everything = slice(None)
     result = {"attention_divergence": divergence(everything, everything)}

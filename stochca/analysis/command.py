@@ -47,6 +47,8 @@ def analyze(options: AnalyzeOptions) -> dict[str, Any]:
     runs = find_runs(options)
     images = _open_images(options, runs)
     device = resolve_device(options.device)
+    if options.tf32:
+        torch.set_float32_matmul_precision("high")
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     analyses = [_analyze(run, images, options, device) for run in runs]
@@ -170,6 +172,10 @@ def _environment(device: torch.device, options: AnalyzeOptions) -> dict[str, str
         **{package: version(package) for package in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "device": f"{device} ({name})",
-        "precision of the models": options.amp_dtype if options.amp else "float32",
+        "precision of the models": options.amp_dtype
+        if options.amp
+        else "TF32"
+        if options.tf32
+        else "float32",
         "precision of the measures": "float64",
     }

@@ -35,13 +35,13 @@ class Layout(NamedTuple):
         has_class: The first one is a class token.
         num_prefix: How many come before the patches.
         grid: Rows and columns of patches.
-        positions: `[P, 2]`, where the patches lie in the image, in pixels, row by row.
+        distances: `[P, P]`, between the patches in the image, in pixels, row by row; float64.
     """
 
     has_class: bool
     num_prefix: int
     grid: tuple[int, int]
-    positions: Tensor
+    distances: Tensor
 
 
 @torch.no_grad()
@@ -66,5 +66,11 @@ def layout_of(model: TimmViT, images: Tensor) -> Layout:
     positions = torch.cartesian_prod(
         torch.arange(rows, dtype=torch.float64) * height, torch.arange(columns, dtype=torch.float64) * width
     )
+    distances = torch.cdist(positions, positions).to(device_of_float64(images))
     has_class = getattr(tokens, "cls_token", None) is not None
-    return Layout(has_class, model.num_prefix_tokens, (rows, columns), positions)
+    return Layout(has_class, model.num_prefix_tokens, (rows, columns), distances)
+
+
+def device_of_float64(x: Tensor) -> torch.device:
+    """The device of a tensor, or the CPU where that has no float64."""
+    return torch.device("cpu") if x.device.type == "mps" else x.device

@@ -3,12 +3,12 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from stochca.analysis.heads import Heads, Layout
+from stochca.analysis.heads import Heads, Layout, device_of_float64
 
 
 def float64(x: Tensor) -> Tensor:
     """A tensor in float64, on the CPU where its device has none."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
+    return x.to(device_of_float64(x)).double()
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

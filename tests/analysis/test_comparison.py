@@ -179,12 +179,13 @@ def test_attention_can_be_left_out():
     assert len(found.measured) == 6
 
 
-def test_positions_are_those_of_the_patches_in_the_image():
+def test_patches_lie_row_by_row_in_the_image():
     target, source = make_pair(img_size=(16, 24))
     images = torch.randn(1, 3, 16, 24, dtype=torch.float64)
     layout = layout_of(target, images)
     assert layout.grid == (2, 3)
-    assert layout.positions.tolist() == [[0, 0], [0, 8], [0, 16], [8, 0], [8, 8], [8, 16]]
+    positions = torch.tensor([[0, 0], [0, 8], [0, 16], [8, 0], [8, 8], [8, 16]], dtype=torch.float64)
+    torch.testing.assert_close(layout.distances, (positions[:, None] - positions).norm(dim=-1))
     with paired(target, source) as pair:
         maps = attention_to_patches(pair, images, block=-1)
     assert [values.shape for values in maps] == [(1, 2, 3)] * 2

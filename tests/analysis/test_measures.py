@@ -16,11 +16,12 @@ GRID = (2, 3)
 POSITIONS = torch.tensor(
     [[8.0 * row, 16.0 * column] for row in range(2) for column in range(3)], dtype=torch.float64
 )
+DISTANCES = (POSITIONS[:, None] - POSITIONS).norm(dim=-1)
 LAYOUTS = {
-    "class-token": Layout(True, 1, GRID, POSITIONS),
-    "class-token-and-registers": Layout(True, 3, GRID, POSITIONS),
-    "registers-alone": Layout(False, 2, GRID, POSITIONS),
-    "patches-alone": Layout(False, 0, GRID, POSITIONS),
+    "class-token": Layout(True, 1, GRID, DISTANCES),
+    "class-token-and-registers": Layout(True, 3, GRID, DISTANCES),
+    "registers-alone": Layout(False, 2, GRID, DISTANCES),
+    "patches-alone": Layout(False, 0, GRID, DISTANCES),
 }
 
 
@@ -119,13 +120,12 @@ def test_the_divergence_is_one_bit_for_disjoint_and_zero_for_equal_distributions
     assert (jensen_shannon(random, random) >= 0).all()
 
 
-def test_distances_are_those_of_the_positions():
-    positions = torch.tensor([[0.0, 0.0], [0.0, 16.0], [12.0, 0.0]], dtype=torch.float64)
-    nearest = torch.eye(3, dtype=torch.float64)
-    assert mean_distance(nearest, positions) == 0
-    assert mean_distance(torch.full((3, 3), 1 / 3, dtype=torch.float64), positions) == pytest.approx(
-        2 * (16 + 12 + 20) / 9
-    )
+def test_distances_are_weighted_by_attention():
+    distances = torch.tensor([[0.0, 16.0, 12.0], [16.0, 0.0, 20.0], [12.0, 20.0, 0.0]], dtype=torch.float64)
+    nowhere_else = torch.eye(3, dtype=torch.float64)
+    assert mean_distance(nowhere_else, distances) == 0
+    everywhere = torch.full((3, 3), 1 / 3, dtype=torch.float64)
+    assert mean_distance(everywhere, distances) == pytest.approx(2 * (16 + 12 + 20) / 9)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
