@@ -37,9 +37,10 @@ def model_card(plain: PlainModel, address: str, given: Mapping[str, Any] | None 
     }
     return {
         "license": cfg.get("license") or "unknown",
-        "description": "A [timm](https://github.com/huggingface/pytorch-image-models) model, fine-tuned with "
-        "[StochCA](https://arxiv.org/abs/2402.16092): stochastic cross-attention against its frozen "
-        "pretrained copy, which inference does not need.",
+        "description": "A model of [timm](https://github.com/huggingface/pytorch-image-models), exported by "
+        "StochCA, which fine-tunes a Vision Transformer by [stochastic cross-attention]"
+        "(https://arxiv.org/abs/2402.16092) against its frozen pretrained copy; inference does without it.",
+        "tags": ["image-classification", "timm"],
         "usage": _usage(address, has_names=classes is not None),
         "citation": _CITATION,
         **given,
