@@ -153,6 +153,11 @@ def test_targets_and_extras_exist():
                 assert re.search(rf"^{name} = \[", project, re.MULTILINE), f"{page}: {name}"
 
 
+def test_every_page_is_in_the_navigation_once():
+    linked = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(linked) == sorted(page.removeprefix("docs/") for page in TEXTS)
+
+
 def test_tests_that_pages_name_exist():
     named = [name for text in PAGES.values() for name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)]
     assert named
