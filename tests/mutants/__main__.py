@@ -9,10 +9,10 @@ that survives is a fact that no test checks.
 import argparse
 import sys
 
-from tests.mutants import engine, method, operator
+from tests.mutants import engine, method, operator, weights
 from tests.mutants.mutant import survives
 
-MUTANTS = [*operator.MUTANTS, *method.MUTANTS, *engine.MUTANTS]
+MUTANTS = [*operator.MUTANTS, *method.MUTANTS, *engine.MUTANTS, *weights.MUTANTS]
 
 
 def main() -> int:

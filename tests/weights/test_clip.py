@@ -119,7 +119,7 @@ def test_a_state_without_a_projection_stays_as_it_is():
 
 
 def test_a_run_trains_the_projection_and_writes_plain_timm_weights(make_options, openai, folder):
-    trainer = Trainer(clip_options(make_options, openai, swad=True, head_lr_mult=3.0))
+    trainer = Trainer(clip_options(make_options, openai, head_lr_mult=3.0))
     before = trainer.model.target.fc_norm.weight.detach().clone()
     assert torch.equal(trainer.model.source.fc_norm.weight, before)
     assert torch.equal(before, openai_state()["visual.proj"].T)
@@ -140,6 +140,22 @@ def test_a_run_trains_the_projection_and_writes_plain_timm_weights(make_options,
         checkpoint=str(trainer.output / "best.safetensors"), data_dir=str(folder), workers=0, device="cpu"
     )
     assert evaluate_checkpoint(options)["top1"] == pytest.approx(summary["best_top1"])
+
+
+def test_averages_of_a_run_with_a_projection_are_plain_timm_weights(make_options, openai):
+    averages = {
+        "swad": True,
+        "swad_converge": 1,
+        "swad_tolerance": 1,
+        "model_ema": True,
+        "model_ema_decay": 0.5,
+    }
+    trainer = Trainer(clip_options(make_options, openai, **averages))
+    assert trainer.run()["swad_steps"] is not None
+    rebuild(trainer.output / "swad.safetensors")
+    average, _ = rebuild(trainer.output / "last.safetensors")
+    expected = logits(trainer.average.module, make_images())
+    torch.testing.assert_close(logits(average, make_images()), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_with_a_projection_is_resumed(make_options, openai):
