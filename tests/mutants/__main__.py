@@ -9,7 +9,7 @@ that survives is a fact that no test checks.
 import argparse
 import sys
 
-from tests.mutants import engine, method, operator, weights
+from tests.mutants import dense, engine, method, operator, weights
 from tests.mutants.mutant import survives
 
 MUTANTS = [*operator.MUTANTS, *method.MUTANTS, *engine.MUTANTS, *weights.MUTANTS]
