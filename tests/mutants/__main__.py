@@ -12,7 +12,7 @@ import sys
 from tests.mutants import dense, engine, method, operator, weights
 from tests.mutants.mutant import survives
 
-MUTANTS = [*operator.MUTANTS, *method.MUTANTS, *engine.MUTANTS, *weights.MUTANTS]
+MUTANTS = [*operator.MUTANTS, *method.MUTANTS, *engine.MUTANTS, *dense.MUTANTS, *weights.MUTANTS]
 
 
 def main() -> int:
