@@ -285,8 +285,7 @@ def _analyze(options: AnalyzeOptions) -> int:
     if skipped := result["skipped"]:
         sys.stdout.write(f"unreadable images left out: {len(skipped)}: {', '.join(skipped)}\n")
     sys.stdout.write(
-        f"{result['markdown']}\n"
-        f"report: {result['report']}\ntables and plots are in {result['output']}\n"
+        f"{result['markdown']}\nreport: {result['report']}\ntables and plots are in {result['output']}\n"
     )
     return 0
 
