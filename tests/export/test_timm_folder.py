@@ -1,7 +1,6 @@
 """What others load with timm alone."""
 
 import copy
-import json
 import re
 
 import pytest
@@ -34,7 +33,7 @@ MODELS = {
     "larger images": {"img_size": 40},
     "gray images": {"in_chans": 1},
     "JAX weights": {"name": "vit_base_patch16_224.orig_in21k"},
-    "test size of its own": {"name": "vit_base_patch32_clip_224.openai", "dynamic_img_size": True},
+    "images of any size": {"name": "vit_base_patch32_clip_224.openai", "dynamic_img_size": True},
     "rotary and SwiGLU": {"name": "eva02_tiny_patch14_224"},
     "rotary and registers": {"name": "vit_small_patch16_dinov3"},
     "StochCAAttention": {"attn_layer": StochCAAttention},
@@ -85,13 +84,22 @@ def test_timm_alone_computes_the_logits_bit_for_bit(exported, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_timm_prepares_images_as_in_training_and_names_the_classes(exported, name):
-    _, folder, (config, names, attention) = exported[name]
+    _, _, (config, names, attention) = exported[name]
     given = {key: list(v) if isinstance(v, tuple) else v for key, v in data_config_of(name).items()}
     assert config == {**given, "input_size": list(images_of(name).shape[1:])}
     assert names == CLASSES
     assert attention.startswith("timm.")
-    text = json.loads((folder / "config.json").read_text())
-    assert not {"test_input_size", "test_crop_pct"} & {*text["pretrained_cfg"]}
+
+
+def test_what_the_pretrained_weights_said_of_themselves_is_left_out(tmp_path):
+    model = target_of("images of any size")
+    outdated = {"test_input_size": (3, 40, 40), "test_crop_pct": 1.0, "label_names": [*"vwxyz"]}
+    model.pretrained_cfg = {**model.pretrained_cfg, **outdated}
+    export_model(model, tmp_path / "out", data_config=PREPARED)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    config = timm.data.resolve_model_data_config(loaded, use_test_size=True)
+    assert (config["input_size"], config["crop_pct"]) == ((3, 24, 24), 0.75)
+    assert "label_names" not in loaded.pretrained_cfg
 
 
 def test_the_target_of_stochca_is_exported_and_left_as_it_is(tmp_path):

@@ -9,10 +9,17 @@ that survives is a fact that no test checks.
 import argparse
 import sys
 
-from tests.mutants import dense, engine, method, operator, weights
+from tests.mutants import dense, engine, export, method, operator, weights
 from tests.mutants.mutant import survives
 
-MUTANTS = [*operator.MUTANTS, *method.MUTANTS, *engine.MUTANTS, *dense.MUTANTS, *weights.MUTANTS]
+MUTANTS = [
+    *operator.MUTANTS,
+    *method.MUTANTS,
+    *engine.MUTANTS,
+    *dense.MUTANTS,
+    *weights.MUTANTS,
+    *export.MUTANTS,
+]
 
 
 def main() -> int:
