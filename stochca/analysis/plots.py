@@ -27,12 +27,17 @@ from stochca.checkpoint import write_atomically
 # Inches of a panel, of the margins within it, and of a legend.
 WIDTH, HEIGHT = 3.6, 2.8
 LEFT, RIGHT, BOTTOM, TOP = 0.62, 0.08, 0.48, 0.34
-COLOURS = 0.75  # right of a map: its scale
+COLOURS = 0.9  # right of a map: its scale
 SECOND_LINE = 0.16
-LEGEND = 0.4
+LEGEND = 0.24  # a row
 
-# Characters of a run's name that fit above a map.
-LONGEST_NAME = 36
+# Characters of a run's name that fit above a map, columns of the legend, and labels beside and below a map.
+LONGEST_NAME = 26
+LEGEND_COLUMNS = 4
+MOST_LABELS = 12, 8
+
+# Powers of ten between which ticks are written out.
+WRITTEN_OUT = (-2, 4)
 
 DPI = 160
 
@@ -127,15 +132,17 @@ def _arranged(panels: Sequence[Panel], names: Sequence[str]) -> Figure:
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     height = max(panel.height for panel in panels)
-    below = LEGEND if names else 0.0
+    below = LEGEND * (-(-len(names) // LEGEND_COLUMNS) + 0.5) if names else 0.0
     with mpl.rc_context(RC):
         figure = Figure(figsize=(columns * WIDTH, rows * height + below))
         for i, panel in enumerate(panels):
             row, column = divmod(i, columns)
             panel.draw(_place(figure, panel, column * WIDTH, below + (rows - row) * height - panel.height))
         if names:
-            handles = [Line2D([], [], label=name, **series(i)) for i, name in enumerate(names)]
-            figure.legend(handles=handles, loc="lower center", ncols=min(4, len(names)), frameon=False)
+            handles = [Line2D([], [], label=_shortened(name), **series(i)) for i, name in enumerate(names)]
+            figure.legend(
+                handles=handles, loc="lower center", ncols=min(LEGEND_COLUMNS, len(names)), frameon=False
+            )
     return figure
 
 
@@ -170,6 +177,7 @@ def _curves(axes: Axes, analyses: Sequence[Analysis], measure: Measure, limits: 
     axes.set_ylabel(measure.axis)
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", scilimits=WRITTEN_OUT)
     axes.set_ylim(*limits)
 
 
@@ -183,13 +191,14 @@ def _fields(axes: Axes, analysis: Analysis, measure: Measure, limits: tuple[floa
     axes.set_ylabel("block")
     axes.invert_yaxis()
     axes.grid(visible=False)
-    for axis, count in ((axes.yaxis, values.shape[0]), (axes.xaxis, values.shape[1])):
-        step = -(-count // 12)
+    for axis, count, most in zip((axes.yaxis, axes.xaxis), values.shape, MOST_LABELS, strict=True):
+        step = -(-count // most)
         axis.set_ticks(np.arange(0, count, step) + 0.5, [str(i) for i in range(0, count, step)])
     figure = axes.get_figure(root=True)
     assert figure is not None
     scale = axes.inset_axes((1.04, 0.0, 0.05, 1.0))
     figure.colorbar(fields, cax=scale, label=measure.axis).outline.set_visible(False)
+    scale.ticklabel_format(scilimits=WRITTEN_OUT)
 
 
 def _sentence(text: str) -> str:
