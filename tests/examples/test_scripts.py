@@ -111,7 +111,7 @@ def test_a_model_of_ones_own_learns_with_its_frozen_copy_as_the_source(run):
 def test_two_processes_end_with_the_same_weights():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "examples/ddp.py", *SMALL, "--epochs", "2", "--lr", "0.02"],
+        [*command, "examples/ddp.py", *SMALL, "--epochs", "1", "--lr", "0.02"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -120,8 +120,7 @@ def test_two_processes_end_with_the_same_weights():
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    first, second = numbers(done.stdout, "loss")
-    assert second < first < CHANCE
+    assert numbers(done.stdout, "loss")[0] < CHANCE - 0.1
     for rank in (0, 1):
         assert f"process {rank} of 2: weights equal those of process 0: True" in done.stdout
 
