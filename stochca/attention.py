@@ -88,7 +88,7 @@ class StochCAAttention(Attention):
             x: The source's normalised tokens `[B, N, C]`.
 
         Returns:
-            A constant: a `Projection`, or a pair of `[B, H, N, D]` where keys are normalised.
+            A constant, either a `Projection`, or a pair of `[B, H, N, D]` where keys are normalised.
         """
         with torch.no_grad():
             kv = key_value(self, x.detach())

@@ -22,6 +22,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from stochca.lora import merged_state
 from stochca.weights.projection import with_plain_head
 
 STATE = "trainer_state.pt"
@@ -163,7 +164,7 @@ def save_run(output: Path, state: dict[str, Any], best_step: int | None, metadat
 
     Args:
         output: Folder of the run.
-        state: With the entries `step`, `model`, `average` (None without one) and `history`.
+        state: With the entries `step`, `model`, `average` (None without one), `lora_scale` and `history`.
         best_step: The step of the best evaluation, None before the first.
         metadata: Of the weights.
     """
@@ -175,7 +176,7 @@ def save_derived(
     output: Path, state: dict[str, Any], best_step: int | None, metadata: dict[str, Any]
 ) -> None:
     """Write the weights, the best ones if these are, and the metrics; arguments as of `save_run`."""
-    weights = with_plain_head(state["average"] or state["model"])
+    weights = with_plain_head(merged_state(state["average"] or state["model"], state["lora_scale"]))
     save_weights(output / LAST, weights, metadata)
     if best_step == state["step"]:
         save_weights(output / BEST, weights, metadata)

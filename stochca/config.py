@@ -90,6 +90,23 @@ class SourceOptions:
 
 
 @dataclass(kw_only=True)
+class LoRAOptions:
+    """Low-rank adapters instead of all weights; the source shares the weights below them."""
+
+    lora_rank: int = _option(0, "rank of LoRA's matrices, by peft; 0 trains all weights instead")
+    lora_alpha: float = _option(16.0, "what they add is multiplied by --lora-alpha over --lora-rank")
+    lora_dropout: float = _option(0.0, "dropout of the tokens that they see")
+    lora_targets: list[str] = _option(
+        ["qkv", "q_proj", "k_proj", "v_proj", "proj"], "layers of the blocks that have them, by timm's names"
+    )
+
+    @property
+    def lora_scale(self) -> float:
+        """What the product of LoRA's matrices is multiplied by."""
+        return self.lora_alpha / self.lora_rank if self.lora_rank else 0.0
+
+
+@dataclass(kw_only=True)
 class LossOptions:
     """The loss."""
 
@@ -257,6 +274,7 @@ class RecipeOptions(
     LossOptions,
     PreparationOptions,
     BatchOptions,
+    LoRAOptions,
     SourceOptions,
     StochCAOptions,
     ModelOptions,
@@ -273,9 +291,11 @@ class RecipeOptions(
             not_negative=(
                 "lr warmup_lr min_lr weight_decay head_lr_mult warmup_epochs warmup_steps workers"
                 " recovery_interval seed mixup cutmix mixup_off_epoch swad_tolerance_ratio"
+                " lora_rank lora_alpha"
             ),
             unit=(
                 "drop_path smoothing hflip reprob grayscale_prob mixup_prob mixup_switch_prob model_ema_decay"
+                " lora_dropout"
             ),
             share="layer_decay crop_pct",
         )
@@ -286,6 +306,18 @@ class RecipeOptions(
                 f"--source-dtype {self.source_dtype} does not fit steps in {arithmetic}, "
                 f"which take {' or '.join(fitting)}: see --amp and --amp-dtype"
             )
+        if self.lora_rank:
+            if self.swad:
+                raise ValueError("--swad averages weights, which --lora-rank does not train: use one of them")
+            if self.distribute == "fsdp":
+                raise ValueError(
+                    "--distribute fsdp shards weights that are trained: use ddp with --lora-rank"
+                )
+            if self.source_dtype is not None:
+                raise ValueError(
+                    f"--source-dtype {self.source_dtype} casts the source's weights, which are the target's "
+                    "with --lora-rank: leave it out"
+                )
         if self.swad and self.distribute == "fsdp":
             raise ValueError("--swad needs whole weights in each process: use --distribute ddp")
         if self.distribute == "fsdp" and arithmetic == "float16":

@@ -1,8 +1,10 @@
 """LoRA layers of peft in a target: their rows apart, and a source that shares the weights below them."""
 
 import copy
+import importlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +64,55 @@ def merged_rows(layer: Any, rows: slice) -> tuple[Tensor, Tensor | None]:
             change = b.bias[rows] * scaling
             bias = change if bias is None else bias + change
     return weight, bias
+
+
+def add_adapters(target: Any, names: Sequence[str], rank: int, alpha: float, dropout: float = 0.0) -> None:
+    """Give layers of the blocks low-rank adapters, which are trained with the classifier and nothing else.
+
+    Args:
+        target: A timm model, changed in place.
+        names: Last names of the layers; those that the model has.
+        rank: Of the two matrices.
+        alpha: What they add is multiplied by `alpha / rank`.
+        dropout: Of the tokens that they see.
+
+    Raises:
+        ImportError: peft is missing.
+        ValueError: No layer has such a name.
+    """
+    try:
+        peft = importlib.import_module("peft")
+    except ImportError as error:
+        raise ImportError('LoRA needs peft: pip install "stochca[lora]"') from error
+    pattern = rf"blocks\..*\.({'|'.join(map(re.escape, names))})"
+    linear = {name for name, module in target.named_modules() if isinstance(module, nn.Linear)}
+    if not any(re.fullmatch(pattern, name) for name in linear):
+        found = sorted({name.rpartition(".")[2] for name in linear if name.startswith("blocks.")})
+        raise ValueError(f"no layer of the blocks has one of the names {list(names)}; they have {found}")
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)
+    peft.inject_adapter_in_model(config, target)
+    heads = target.get_classifier()
+    for head in heads if isinstance(heads, tuple) else (heads,):
+        head.requires_grad_(True)
+
+
+def merged_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The state dict of the plain model with what the adapters of `add_adapters` have learned.
+
+    Args:
+        state: Of the model with adapters; another one is returned as it is.
+        scale: `alpha / rank`.
+    """
+    merged = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        plain, layer = name.replace(".base_layer.", "."), name.removesuffix(".base_layer.weight")
+        if layer != name and (a := state.get(f"{layer}.lora_A.default.weight")) is not None:
+            b = state[f"{layer}.lora_B.default.weight"]
+            tensor = (tensor.double() + scale * (b.double() @ a.double())).to(tensor.dtype)
+        merged[plain] = tensor
+    return merged
 
 
 def base_model(target: nn.Module) -> Any:

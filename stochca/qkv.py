@@ -24,6 +24,11 @@ Rope: TypeAlias = Tensor | None
 that are no prefix; None without one."""
 
 
+def head_size(attn: AnyAttention) -> int:
+    """Channels of each head; not every timm's attention has its `head_dim`."""
+    return attn.proj.in_features // attn.num_heads
+
+
 def query(attn: AnyAttention, x: Tensor, rope: Rope = None) -> Tensor:
     """Queries `[B, H, N, D]` of normalised tokens `[B, N, C]`: of all, or of prefix tokens alone."""
     return _finish(attn, attn.q_norm, _project(attn, "q", x), rope)
@@ -47,20 +52,20 @@ def key_value(attn: AnyAttention, x: Tensor, rope: Rope = None) -> KV:
 
 
 def query_key_value(attn: AnyAttention, x: Tensor, rope: Rope = None) -> tuple[Tensor, Tensor, Tensor]:
-    """All three of normalised tokens `[B, N, C]`, in one product where the module has one weight for them."""
-    if attn.qkv is None:
-        return query(attn, x, rope), key(attn, x, rope), value(attn, x)
-    q, k, v = unpack(packed_qkv(attn, x))
+    """All three of normalised tokens `[B, N, C]`.
+
+    They are one product where nothing acts on it. Otherwise values are a product of their own: they would
+    keep queries and keys as they were before their norms and rotation in memory until the backward.
+    """
     if is_linear(attn, rope):
-        return q, k, v
-    q, k = (_rotated(attn, norm(t), rope, v.dtype) for norm, t in ((attn.q_norm, q), (attn.k_norm, k)))
-    return q, k, v
+        return unpack(packed_qkv(attn, x))
+    return query(attn, x, rope), key(attn, x, rope), value(attn, x)
 
 
 def packed_qkv(attn: AnyAttention, x: Tensor) -> Tensor:
-    """The product `[B, N, 3, H, D]` of a module with one weight, before norms and rotation."""
+    """The product `[B, N, 3, H, D]` of a module for which `is_linear` holds."""
     packed = attn.qkv(x) if getattr(attn, "q_bias", None) is None else F.linear(x, *_rows(attn, "qkv"))
-    return packed.unflatten(-1, (3, attn.num_heads, attn.head_dim))
+    return packed.unflatten(-1, (3, attn.num_heads, head_size(attn)))
 
 
 def is_linear(attn: AnyAttention, rope: Rope = None) -> bool:
@@ -92,7 +97,7 @@ def _project(attn: AnyAttention, part: str, x: Tensor) -> Tensor:
 
 def _slice(attn: AnyAttention, parts: str) -> slice:
     """The rows of some of "qkv", which lie beside each other."""
-    size, first = attn.num_heads * attn.head_dim, "qkv".index(parts)
+    size, first = attn.num_heads * head_size(attn), "qkv".index(parts)
     return slice(first * size, (first + len(parts)) * size)
 
 
@@ -108,7 +113,7 @@ def _rows(attn: AnyAttention, parts: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _heads(attn: AnyAttention, x: Tensor) -> Tensor:
-    return x.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+    return x.unflatten(-1, (-1, head_size(attn))).transpose(1, 2)
 
 
 def _finish(attn: AnyAttention, norm: nn.Module, projected: Tensor, rope: Rope) -> Tensor:

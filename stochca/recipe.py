@@ -13,9 +13,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from stochca.config import LossOptions, OptimizerOptions, RecipeOptions, StochCAOptions
+from stochca.lora import add_adapters
 from stochca.losses import Companion, create_losses, read_source_head
 from stochca.model import StochCA
 from stochca.objective import Objective
+from stochca.precision import SourceDtype
 from stochca.vit import TimmViT
 from stochca.weights.pair import create_pair
 
@@ -36,6 +38,10 @@ def create_model(options: RecipeOptions, num_classes: int) -> StochCA:
         if options.mean or options.std:  # what a source of its own is renormalised from
             config = resolve_preparation(options, target)
             target.pretrained_cfg = {**target.pretrained_cfg, "mean": config["mean"], "std": config["std"]}
+        if options.lora_rank:
+            add_adapters(
+                target, options.lora_targets, options.lora_rank, options.lora_alpha, options.lora_dropout
+            )
         model = StochCA(
             target,
             source,
@@ -44,7 +50,7 @@ def create_model(options: RecipeOptions, num_classes: int) -> StochCA:
             mode=options.mode,
             seed=options.seed,
             recompute=options.recompute,
-            source_dtype=options.source_dtype or (options.amp_dtype if options.amp else None),
+            source_dtype=_source_dtype(options),
             impl=options.impl,
         )
     except (RuntimeError, TypeError, ImportError) as error:
@@ -54,6 +60,13 @@ def create_model(options: RecipeOptions, num_classes: int) -> StochCA:
     if options.torchcompile:
         model.compile()
     return model
+
+
+def _source_dtype(options: RecipeOptions) -> SourceDtype | None:
+    """What the source's weights are held in: the dtype of the steps, where they are not the target's."""
+    if options.lora_rank:
+        return None
+    return options.source_dtype or (options.amp_dtype if options.amp else None)
 
 
 def target_kwargs(options: RecipeOptions, num_classes: int) -> dict[str, Any]:

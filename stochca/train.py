@@ -382,6 +382,7 @@ class Trainer:
             "losses": distributed.model_state(self.objective.losses),
             "swad": self.swad.state() if self.swad is not None else None,
             "average": None if self.average is None else distributed.model_state(self.average.module),
+            "lora_scale": self.options.lora_scale,
             "optimizer": distributed.optimizer_state(self.module, self.optimizer),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stochca.attention import StochCAAttention
 from stochca.lora import check_adapter, is_adapted
-from stochca.qkv import Rope
+from stochca.qkv import Rope, head_size
 from stochca_kernels.checks import is_head_size
 
 TimmViT: TypeAlias = VisionTransformer | NaFlexVit | Eva
@@ -83,8 +83,8 @@ def _check_attention(name: str, attn: Any) -> None:
                 )
         elif type(layer) is not nn.Linear:
             raise TypeError(f"{name}: its {part} is a {type(layer).__name__}, not a plain Linear")
-    if not is_head_size(attn.head_dim):
-        raise ValueError(f"{name}: the head size must be 16 to 128 in steps of 8, got {attn.head_dim}")
+    if not is_head_size(head_size(attn)):
+        raise ValueError(f"{name}: the head size must be 16 to 128 in steps of 8, got {head_size(attn)}")
 
 
 def check_pair(target: TimmViT, source: TimmViT) -> None:
@@ -156,10 +156,10 @@ def renormalization(target: TimmViT, source: TimmViT) -> tuple[list[float], list
     statistics = [tuple(config.get(key) or ()) for config in configs for key in ("mean", "std")]
     if not all(statistics) or statistics[:2] == statistics[2:]:
         return None
-    if {len(values) for values in statistics} != {target.in_chans}:
+    if {len(values) for values in statistics} != {_num_channels(target)}:
         raise ValueError(
             "source and target are normalised differently, but their pretrained_cfg has not one mean and one "
-            f"std for each of the {target.in_chans} input channels: {statistics}"
+            f"std for each of the {_num_channels(target)} input channels: {statistics}"
         )
     channels = list(zip(*statistics, strict=True))
     return [s / s0 for _, s, _, s0 in channels], [(m - m0) / s0 for m, _, m0, s0 in channels]
@@ -170,7 +170,7 @@ def _description(model: TimmViT) -> dict[str, object]:
     embed, tokens = (model.embeds,) * 2 if isinstance(model, NaFlexVit) else (model.patch_embed, model)
     parts: dict[str, Callable[[AnyBlock], object]] = {
         "heads": lambda block: block.attn.num_heads,
-        "head size": lambda block: block.attn.head_dim,
+        "head size": lambda block: head_size(block.attn),
         "norm": lambda block: type(block.norm1).__name__,
         "norm of queries": lambda block: type(block.attn.q_norm).__name__,
         "norm of keys": lambda block: type(block.attn.k_norm).__name__,
@@ -185,9 +185,15 @@ def _description(model: TimmViT) -> dict[str, object]:
         "rotary embedding": type(getattr(model, "rope", None)).__name__,
         "class token": getattr(tokens, "cls_token", None) is not None,
         "prefix tokens": model.num_prefix_tokens,
-        "input channels": model.in_chans,
+        "input channels": _num_channels(model),
         "patch size": embed.patch_size,
     }
+
+
+def _num_channels(model: Any) -> int | None:
+    """Of images, which timm's models have not always said."""
+    convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    return next(convolutions, getattr(model, "in_chans", None))
 
 
 def _common(values: list[object]) -> object:

@@ -37,7 +37,9 @@ def qkv(attn, x, rope=None):
         q, k, v = attn.qkv(x).chunk(3, dim=-1)
     if getattr(attn, "q_bias", None) is not None:
         q, v = q + attn.q_bias, v + attn.v_bias
-    q, k, v = (t.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for t in (q, k, v))
+    q, k, v = (
+        t.unflatten(-1, (-1, attn.proj.in_features // attn.num_heads)).transpose(1, 2) for t in (q, k, v)
+    )
     q, k = attn.q_norm(q), attn.k_norm(k)
     if rope is not None:
         q, k = rotate(attn, q, rope), rotate(attn, k, rope)

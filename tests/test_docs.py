@@ -22,7 +22,7 @@ from tests.pages import PAGES, ROOT, SHELLS, blocks, commands, options
 # Pages whose Python is run, and not only compiled. The script of docs/datasets.md has a test of its own.
 RUN = [
     f"docs/{name}.md"
-    for name in ("index", "method", "choosing-p", "dense", "implementations", "tuning", "migration")
+    for name in ("index", "method", "choosing-p", "dense", "implementations", "lora", "tuning", "migration")
 ]
 COMMANDS = re.search(
     r"commands: dict.*?= \{(.*?)\n    \}", (ROOT / "stochca" / "cli.py").read_text(), re.DOTALL
@@ -77,7 +77,7 @@ def test_python_runs_and_prints_what_is_written_beside_it(page, monkeypatch, tmp
     create = timm.create_model
     small = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "num_heads": 3}
 
-    def create_small(name, pretrained, **kwargs):
+    def create_small(name, pretrained=False, **kwargs):
         return create(name, **small, **kwargs)
 
     def check(*values):

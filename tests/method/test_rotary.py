@@ -4,6 +4,7 @@ import itertools
 from unittest import mock
 
 import pytest
+import timm
 import torch
 
 from bench.counts import saved_bytes
@@ -48,6 +49,7 @@ COINS = list(itertools.product([False, True], repeat=3))
 # Moved at random in training, of which there is a test of its own.
 for variant in ("sapiens2", "shared-heads"):
     VARIANTS[variant][1]["rope_rescale_coords"] = 1.0
+VARIANTS = {variant: model for variant, model in VARIANTS.items() if timm.is_model(model[0])}  # of this timm
 
 
 def build(variant, **stochca):
@@ -137,3 +139,16 @@ def test_a_source_that_recomputes_keeps_its_tokens_instead_of_keys_and_values(va
         with mock.patch("stochca.recompute.Recomputation.of_pair"):
             as_pairs = kept(coins)
         assert as_pairs - kept(coins) == num_blocks * tokens
+
+
+@pytest.mark.parametrize("variant", ["dinov3", "rope-axial", "eva02-split-swiglu", "sapiens2", "eva"])
+def test_a_step_keeps_no_more_than_one_of_timm(variant):
+    """Neither queries and keys before their rotation, nor those of a source that is not read."""
+    model, images = build(variant), make_images()
+
+    def kept(forward):
+        return saved_bytes(forward, [*model.parameters(), *model.source.parameters()])
+
+    plain_bytes = kept(lambda: model.target(images))
+    for coins in COINS:
+        assert kept(lambda coins=coins: model(images, coins=coins)) <= plain_bytes
