@@ -12,6 +12,7 @@ from timm.utils import random_seed
 from stochca import checkpoint as files
 from stochca.analysis.options import AnalyzeOptions
 from stochca.config import FinetuneOptions
+from stochca.evaluation import rebuild
 from stochca.recipe import create_model, resolve_preparation
 from stochca.vit import TimmViT
 
@@ -95,12 +96,13 @@ def load(run: Run, source: str | None) -> Models:
     options = run.options if source is None else _with_source(run.options, source)
     random_seed(options.seed)
     model = create_model(options, run.num_classes or 0)
+    target = model.target
     if run.num_classes is not None:
-        files.load_weights(run.path, model.target, options.model)
+        # Files hold the plain model, whatever it was trained as: with adapters, or CLIP's projection.
+        target, _ = rebuild(run.path)
+        target.pretrained_cfg = model.target.pretrained_cfg
     origin = _origin(run, options, model.source, is_given=source is not None)
-    return Models(
-        model.target, model.source, run.data_config or resolve_preparation(options, model.target), origin
-    )
+    return Models(target, model.source, run.data_config or resolve_preparation(options, target), origin)
 
 
 def _with_source(options: FinetuneOptions, source: str) -> FinetuneOptions:
@@ -167,7 +169,12 @@ def _options_from(metadata: dict[str, Any]) -> FinetuneOptions:
     """The options that a file of weights knows of: it says nothing of what the run started from."""
     kwargs = {name: value for name, value in metadata["model_kwargs"].items() if name != "num_classes"}
     return _without_speed(
-        {"model": metadata["model"], "img_size": kwargs.pop("img_size", None), "model_kwargs": kwargs}
+        {
+            "model": metadata["model"],
+            "img_size": kwargs.pop("img_size", None),
+            "norm_eps": metadata.get("norm_eps"),
+            "model_kwargs": kwargs,
+        }
     )
 
 

@@ -8,12 +8,14 @@ import safetensors.torch
 import timm
 import torch
 import yaml
+from timm.data import OPENAI_CLIP_MEAN
 
 from stochca.analysis.runs import find_runs, load
 from stochca.checkpoint import digest
 from stochca.config import FinetuneOptions
 from stochca.train import Trainer
 from tests.train.image_folder import TINY
+from tests.weights.others import CLIP_NAME, SIZES, openai_state
 
 CREATE = {**TINY, "img_size": 32}
 
@@ -184,3 +186,23 @@ def test_a_configuration_of_something_else_is_refused(copied, make_options):
     (copied / "config.yaml").write_text("p: 0.1\n")
     with pytest.raises(ValueError, match=r"config\.yaml holds no options of stochca finetune"):
         find_runs(make_options(runs=[str(copied)]))
+
+
+def test_a_run_with_adapters_is_read_with_what_they_learned(make_run, make_options):
+    path = make_run("adapters", lora_rank=2)
+    models = load(only(make_options(runs=[str(path)])), None)
+    saved = safetensors.torch.load_file(path / "best.safetensors")
+    torch.testing.assert_close(models.target.state_dict(), saved, rtol=0, atol=0)
+    assert "the digest is that of the run's source" in models.origin
+
+
+def test_a_run_after_clips_projection_is_read_as_it_was_saved(make_run, make_options, tmp_path):
+    torch.save(openai_state(), tmp_path / "clip.pth")
+    sizes = {"img_size": SIZES["img_size"], "model_kwargs": {k: SIZES[k] for k in SIZES if k != "img_size"}}
+    weights = {"pretrained": True, "pretrained_path": str(tmp_path / "clip.pth"), "clip_projection": True}
+    path = make_run("clip", model=CLIP_NAME, **sizes, **weights)
+    models = load(only(make_options(runs=[str(path)])), None)
+    saved = safetensors.torch.load_file(path / "best.safetensors")
+    torch.testing.assert_close(models.target.state_dict(), saved, rtol=0, atol=0)
+    assert models.target.pretrained_cfg["mean"] == OPENAI_CLIP_MEAN
+    assert "the digest is that of the run's source" in models.origin
