@@ -1,5 +1,6 @@
 """timm's Eva family (EVA, EVA-02, DINOv3, PE, ViTs with rotary embeddings) is driven exactly."""
 
+import copy
 import itertools
 from unittest import mock
 
@@ -11,6 +12,7 @@ from bench.counts import saved_bytes
 from stochca import StochCA
 from tests import plain
 from tests.method.test_exact import assert_same
+from tests.method.test_training import compiles
 from tests.models import make_images, make_model, make_target
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3}
@@ -152,3 +154,43 @@ def test_a_step_keeps_no_more_than_one_of_timm(variant):
     plain_bytes = kept(lambda: model.target(images))
     for coins in COINS:
         assert kept(lambda coins=coins: model(images, coins=coins)) <= plain_bytes
+
+
+@pytest.mark.parametrize("variant", ["eva", "eva02-split-swiglu", "dinov3", "shared-heads"])
+@pytest.mark.parametrize("impl", ["triton", "sdpa", "reference"])
+def test_every_implementation_of_the_operator_takes_them(variant, impl):
+    model, images = build(variant, impl=impl).float(), make_images()
+    exact = copy.deepcopy(model).double()
+    coins = [torch.tensor([True, False]), True, False]
+    expected = plain.logits(exact.target, exact.source, images, coins)
+    wanted = plain.gradients(exact.target, expected)
+    out = model(images.float(), coins=coins)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+    for name, grad in plain.gradients(model.target, out).items():
+        scale = wanted[name].abs().max().item() + 1e-3
+        torch.testing.assert_close(grad.double(), wanted[name], rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("variant", ["eva02-clip", "dinov3", "norm-in-attention"])
+def test_autocast_is_about_as_exact_as_eager_torch(variant):
+    """Norms leave float32, products bfloat16; after a rotation queries and keys are of one dtype again."""
+    model, images = build(variant).float(), make_images(dtype=torch.float32)
+    exact = copy.deepcopy(model).double()
+    for coins in COINS:
+        expected = plain.logits(exact.target, exact.source, images.double(), coins)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, eager = model(images, coins=coins), plain.logits(model.target, model.source, images, coins)
+        allowed = 2 * (eager.double() - expected).abs().max() + 4e-3 * expected.abs().max()
+        assert (ours.double() - expected).abs().max() <= allowed
+
+
+@compiles
+@pytest.mark.parametrize("variant", ["dinov3", "rope-mixed", "eva02-split-swiglu"])
+def test_a_compiled_step_is_the_same(variant):
+    model, images = build(variant), make_images()
+    expected = [plain.gradients(model.target, model(images, coins=coins)) for coins in COINS]
+    model.compile(backend="aot_eager", fullgraph=True)
+    for coins, wanted in zip(COINS, expected, strict=True):
+        for name, grad in plain.gradients(model.target, model(images, coins=coins)).items():
+            tolerance = 1e-6 if name == "rope.freqs" else 1e-11
+            torch.testing.assert_close(grad, wanted[name], rtol=tolerance, atol=tolerance)
