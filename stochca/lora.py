@@ -4,7 +4,7 @@ import copy
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -132,11 +132,12 @@ def base_model(target: nn.Module) -> Any:
         if is_adapted(module) and module.merged:
             raise ValueError(f"{name} has its adapter merged into its weight: unmerge it first")
     shared = {id(p): p for p in target.parameters() if not p.requires_grad}
-    model = copy.deepcopy(target, shared)
-    for parent in list(model.modules()):
-        for name, module in list(parent.named_children()):
-            setattr(parent, name, _below(module))
-    return model
+    return _unwrapped(copy.deepcopy(target, shared), _below)
+
+
+def merged_model(target: nn.Module) -> Any:
+    """A copy of a timm model with LoRA layers as a plain one, with what they have learned in its weights."""
+    return _unwrapped(copy.deepcopy(target), _merged)
 
 
 def shares_weights(target: nn.Module, source: nn.Module) -> bool:
@@ -145,12 +146,28 @@ def shares_weights(target: nn.Module, source: nn.Module) -> bool:
     return any(id(p) in own for p in source.parameters())
 
 
+def _unwrapped(model: nn.Module, unwrap: Callable[[Any], nn.Module]) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            setattr(parent, name, unwrap(module))
+    return model
+
+
 def _below(module: Any) -> nn.Module:
     """The module that peft has wrapped, or the module itself."""
     if is_adapted(module):
         return module.get_base_layer()
     # What is trained beside the adapters ("modules_to_save") lies beside its original.
     return getattr(module, "original_module", module)
+
+
+def _merged(module: Any) -> nn.Module:
+    """The module that computes the same without peft."""
+    if is_adapted(module):
+        module.merge()
+        return module.get_base_layer()
+    trained = getattr(module, "modules_to_save", None)
+    return module if trained is None else trained[module.active_adapters[0]]
 
 
 def _active(layer: Any) -> Iterator[tuple[nn.Linear, nn.Linear, nn.Module, float]]:

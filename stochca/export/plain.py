@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from stochca.attention import StochCAAttention
+from stochca.lora import has_adapters, merged_model
 from stochca.model import StochCA
 from stochca.weights.facts import norm_eps
 
@@ -86,6 +87,7 @@ def plain_model(
         raise ValueError(f"exports need timm {OLDEST_TIMM} or newer, got {timm.__version__}")
     found: Any = unwrap_model(model)
     found = found.target if isinstance(found, StochCA) else found
+    found = merged_model(found) if has_adapters(found) else found
     if not getattr(found, "pretrained_cfg", None):
         raise TypeError(f"wanted a StochCA or a model of timm, got {type(found).__name__}")
     if others := sorted({str(p.dtype) for p in found.parameters()} - {"torch.float32"}):

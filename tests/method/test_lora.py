@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from stochca import StochCA
-from stochca.lora import base_model
+from stochca.export.model import export_model
+from stochca.lora import base_model, merged_model
 from tests import plain
 from tests.models import make_images, make_target
 
@@ -229,3 +230,23 @@ def test_adapters_that_are_switched_off_do_nothing():
     for coins in COINS:
         expected = plain.logits(below, below, images, coins)
         torch.testing.assert_close(model(images, coins=coins), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_merged_model_computes_the_same_without_peft():
+    model, below = make_lora()
+    merged, images = merged_model(model.target), make_images()
+    assert merged.state_dict().keys() == below.state_dict().keys()
+    torch.testing.assert_close(merged(images), model.target(images), rtol=1e-12, atol=1e-12)
+    assert any("lora_" in name for name, _ in model.target.named_parameters())  # which is left as it was
+    out = model(images, coins=(False, True, False))
+    torch.testing.assert_close(
+        out, plain.logits(model.target, below, images, (False, True, False)), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_an_export_is_the_merged_model(tmp_path):
+    model, _ = make_lora(dtype=torch.float32)
+    export_model(model, tmp_path / "export")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+    images = make_images(dtype=torch.float32)
+    torch.testing.assert_close(loaded(images), model.eval()(images), rtol=1e-5, atol=1e-5)
