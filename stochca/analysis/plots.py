@@ -26,7 +26,7 @@ from stochca.checkpoint import write_atomically
 
 # Inches of a panel, of the margins within it, and of a legend.
 WIDTH, HEIGHT = 3.6, 2.8
-LEFT, RIGHT, BOTTOM, TOP = 0.62, 0.08, 0.48, 0.34
+LEFT, RIGHT, BOTTOM, TOP = 0.74, 0.08, 0.48, 0.34
 COLOURS = 0.9  # right of a map: its scale
 SECOND_LINE = 0.16
 LEGEND = 0.24  # a row

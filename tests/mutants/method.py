@@ -7,6 +7,7 @@ BLOCK = "stochca/block.py"
 MODEL = "stochca/model.py"
 INTERFACE = "stochca/timm_interface.py"
 QKV = "stochca/qkv.py"
+LORA = "stochca/lora.py"
 PLAN = "stochca/plan.py"
 VIT = "stochca/vit.py"
 RECOMPUTE = "stochca/recompute.py"
@@ -15,6 +16,7 @@ MEMORY = ("tests/method/test_memory.py",)
 EXACT = ("tests/method/test_exact.py",)
 TRAINING = ("tests/method/test_training.py",)
 ROTARY = ("tests/method/test_rotary.py",)
+ADAPTERS = ("tests/method/test_lora.py",)
 
 MUTANTS = [
     Mutant(
@@ -171,6 +173,30 @@ MUTANTS = [
         "keep_in_graph(q, *(p for p in _of_key_value_alone(attn) if p.requires_grad))",
         "q",
         (*TRAINING, "-k", "two_processes"),
+    ),
+    Mutant(
+        "adapters_of_the_source",
+        LORA,
+        "return module.get_base_layer()\n    # What",
+        "return module\n    # What",
+        ADAPTERS,
+    ),
+    Mutant("adapters_are_forgotten", LORA, "out = out + (change * scaling).to(out.dtype)", "pass", ADAPTERS),
+    Mutant("adapters_are_not_scaled", LORA, "(change * scaling)", "change", ADAPTERS),
+    Mutant(
+        "class_rows_forget_adapters",
+        LORA,
+        "weight = weight + (b.weight[rows] @ a.weight * scaling).to(weight.dtype)",
+        "pass",
+        ADAPTERS,
+    ),
+    Mutant("a_second_copy", LORA, "if not p.requires_grad}", "if False}", ADAPTERS),
+    Mutant(
+        "saved_without_what_adapters_learned",
+        LORA,
+        "scale * (b.double() @ a.double())",
+        "0 * (b.double() @ a.double())",
+        ("tests/train/test_lora.py",),
     ),
     Mutant(
         "keys_are_not_rotated",

@@ -68,8 +68,8 @@ MUTANTS = [
     Mutant(
         "the_saved_head_lacks_the_projection",
         CHECKPOINT,
-        'with_plain_head(state["average"] or state["model"])',
-        'state["average"] or state["model"]',
+        'with_plain_head(merged_state(state["average"] or state["model"], state["lora_scale"]))',
+        'merged_state(state["average"] or state["model"], state["lora_scale"])',
         CLIP,
     ),
     Mutant(

@@ -94,7 +94,8 @@ def test_the_flags_are_those_of_timm():
         --log-tensorboard --recompute --source-dtype --independent-coins --losses --layout --test-split
         --train-subset --subset-seed --distribute --tf32 --pos-embed-interpolation --val-steps --patience
         --swad --swad-converge --swad-tolerance --swad-tolerance-ratio --norm-eps --clip-projection
-        --source-model --source-path --source-img-size"""
+        --source-model --source-path --source-img-size
+        --lora-rank --lora-alpha --lora-dropout --lora-targets"""
     assert ours == {*timms.split(), *own.split()}
 
 
