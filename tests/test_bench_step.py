@@ -475,7 +475,9 @@ def test_a_workload_that_cannot_be_set_up_is_recorded(tmp_path, monkeypatch):
     assert present["providers"][OURS]["status"] == "timed"
 
 
-def test_without_time_nothing_is_begun(tmp_path):
+def test_without_time_nothing_is_begun(tmp_path, monkeypatch):
+    # What the machine reaches is measured in any case, which takes longest here.
+    monkeypatch.setattr("bench.step.__main__.matmul_rates", lambda dtypes, device: dict.fromkeys(dtypes, 1e9))
     main(["--tiny", "--budget", "0", "--output", str(tmp_path / "step.json")])
     for case in json.loads((tmp_path / "step.json").read_text())["cases"]:
         assert {entry["status"] for entry in case["providers"].values()} == {"not reached"}

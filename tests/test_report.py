@@ -38,10 +38,6 @@ def rendered(results, text=PAGE):
     return render(text, {"some-value": section}, results)
 
 
-def test_pages_of_this_repository_say_what_is_recorded(capsys):
-    assert main(["--check"]) == 0, capsys.readouterr().out
-
-
 def test_a_section_is_filled_and_the_rest_is_left_alone(checkout):
     text, differing = rendered(checkout)
     assert text == PAGE.replace("<!-- some-value -->\n", "<!-- some-value -->\nvalue 3\n")
