@@ -14,13 +14,58 @@ from tests.models import make_images, make_model
 VIT_B = "vit_base_patch16_224"
 
 
+def costs_of_all_draws(cost):
+    """The costs of all 4,096 draws of 12 blocks, by coins.
+
+    What blocks cost adds up, so that a few draws tell all; two more show that it does.
+    """
+    classes = counts.by_signature(12)
+    kinds = sorted({kind for blocks, _ in classes for kind in blocks})
+
+    def row(signature):
+        return [1.0, float(signature[1]), *(float(signature[0].count(kind)) for kind in kinds)]
+
+    def measured(signature):
+        return float(cost(classes[signature][0]))
+
+    signatures, rank, chosen = list(classes), 0, []
+    for signature in signatures:
+        tried = torch.tensor([row(s) for s in [*chosen, signature]], dtype=torch.float64)
+        if torch.linalg.matrix_rank(tried) > rank:
+            rank, chosen = rank + 1, [*chosen, signature]
+    found = torch.tensor([[measured(s)] for s in chosen], dtype=torch.float64)
+    rows = torch.tensor([row(s) for s in chosen], dtype=torch.float64)
+    of_each = torch.linalg.lstsq(rows, found, driver="gelsd").solution[:, 0]
+    costs = (torch.tensor([row(s) for s in signatures], dtype=torch.float64) @ of_each).tolist()
+    by_signature = dict(zip(signatures, costs, strict=True))
+    for signature in (signatures[len(signatures) // 2], signatures[-3]):
+        assert signature not in chosen
+        assert by_signature[signature] == pytest.approx(measured(signature), rel=1e-6)
+    return {coins: by_signature[signature] for signature, members in classes.items() for coins in members}
+
+
+def expectation(costs, p):
+    return sum(cost * counts.probability(coins, p) for coins, cost in costs.items())
+
+
 def test_step_flops_of_vit_b_stay_within_their_bounds():
-    """Exact expectation over all 4,096 draws."""
     bounds = {0.0: 0.92, 0.1: 1.045, 0.3: 1.105, 0.5: 1.075, 0.8: 0.86}
-    flops = counts.vit_flops(VIT_B, list(bounds))
-    for (p, bound), (mean, largest) in zip(bounds.items(), flops, strict=True):
-        assert 0.8 < mean <= bound, f"p={p}"
-        assert largest < 1.334, "the full source in lockstep costs 1.334 in every step"
+    with torch.device("meta"):
+        model = StochCA(timm.create_model(VIT_B, num_classes=10)).train()
+        images = torch.empty(1, 3, 224, 224)
+    plain = counts.step_flops(lambda: model.target(images))
+    costs = costs_of_all_draws(lambda coins: counts.step_flops(lambda: model(images, coins=coins)) / plain)
+    for p, bound in bounds.items():
+        assert 0.8 < expectation(costs, p) <= bound, f"p={p}"
+    assert max(costs.values()) < 1.334, "the full source in lockstep costs 1.334 in every step"
+
+
+def test_expected_costs_are_those_of_all_draws():
+    found = counts.relative_costs(12, lambda coins: 100 + sum(coins) * len(coins), 100, [0.0, 0.3, 1.0])
+    costs = {coins: 1 + sum(coins) * len(coins) / 100 for coins in counts.draws(12)}
+    for p, (mean, largest) in zip((0.0, 0.3, 1.0), found, strict=True):
+        assert mean == pytest.approx(expectation(costs, p))
+        assert largest == max(cost for coins, cost in costs.items() if counts.probability(coins, p))
 
 
 def test_the_source_costs_a_third_of_a_step_and_less_the_earlier_it_stops():
@@ -55,41 +100,15 @@ def test_no_draw_saves_more_bytes_than_plain_fine_tuning():
     ("recompute", "bounds"), [(False, {0.1: 0.93, 0.5: 0.90}), (True, {0.1: 0.88, 0.5: 0.88})]
 )
 def test_bytes_that_vit_b_keeps_stay_within_their_bounds(recompute, bounds):
-    """Exact expectation over all 4,096 draws: what blocks keep adds up, as two more draws show."""
     model = StochCA(timm.create_model(VIT_B, num_classes=10), recompute=recompute, impl="sdpa").train()
     images = torch.zeros(1, 3, 224, 224)
     parameters = [*model.parameters(), *model.source.parameters()]
     plain = counts.saved_bytes(lambda: model.target(images), parameters)
-    classes = counts.by_signature(12)
-    kinds = sorted({kind for blocks, _ in classes for kind in blocks})
-
-    def row(signature):
-        return [1.0, float(signature[1]), *(float(signature[0].count(kind)) for kind in kinds)]
-
-    def kept(signature):
-        return counts.saved_bytes(lambda: model(images, coins=classes[signature][0]), parameters) / plain
-
-    signatures, rank, chosen = list(classes), 0, []
-    for signature in signatures:
-        tried = torch.tensor([row(s) for s in [*chosen, signature]], dtype=torch.float64)
-        if torch.linalg.matrix_rank(tried) > rank:
-            rank, chosen = rank + 1, [*chosen, signature]
-    measured = torch.tensor([[kept(s)] for s in chosen], dtype=torch.float64)
-    rows = torch.tensor([row(s) for s in chosen], dtype=torch.float64)
-    of_each = torch.linalg.lstsq(rows, measured, driver="gelsd").solution[:, 0]
-    all_kept = dict(
-        zip(signatures, (torch.tensor([row(s) for s in signatures]).double() @ of_each).tolist(), strict=True)
+    costs = costs_of_all_draws(
+        lambda coins: counts.saved_bytes(lambda: model(images, coins=coins), parameters) / plain
     )
-    for signature in (signatures[len(signatures) // 2], signatures[-3]):
-        assert signature not in chosen
-        assert all_kept[signature] == pytest.approx(kept(signature), rel=1e-6)
     for p, bound in bounds.items():
-        mean = sum(
-            all_kept[signature] * counts.probability(coins, p)
-            for signature, members in classes.items()
-            for coins in members
-        )
-        assert 0.3 < mean <= bound, f"p={p}"
+        assert 0.3 < expectation(costs, p) <= bound, f"p={p}"
 
 
 @pytest.mark.parametrize("class_rows", [True, False])

@@ -8,7 +8,7 @@ import torch
 from bench.kernels.clock import Work, time_rounds
 
 ROUNDS = 20
-GPU_SIDE, CPU_SIDE = 8192, 1024
+GPU_SIDE, CPU_SIDE = 8192, 512
 
 
 def matmul_rates(dtypes: Iterable[torch.dtype], device: torch.device) -> dict[torch.dtype, float]:

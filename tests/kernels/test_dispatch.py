@@ -168,7 +168,7 @@ def test_a_compiled_model_runs_the_kernels_and_a_third_batch_size_compiles_nothi
     graphs = []
     for batch in (2, 3, 4):
         x = torch.randn(batch, 3, 32, 32, device=DEVICE)
-        for coins in ([False, False], [False, True], [True, False], [True, True]):
+        for coins in ([False, True], [True, False]):  # blocks of either kind, of all and of class rows
             losses = []
             for model in (eager, compiled):
                 model.zero_grad()
