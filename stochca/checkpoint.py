@@ -33,7 +33,7 @@ METRICS = "metrics.csv"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
