@@ -11,6 +11,9 @@ from stochca.vit import TimmViT
 
 SourceDtype = Literal["float32", "bfloat16", "float16", "float8"]
 
+# Of queries, keys and values, in one weight or in three.
+_PROJECTIONS = ("qkv", "q_proj", "k_proj", "v_proj")
+
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a linear layer takes `x`: autocast's, or its own."""
@@ -79,7 +82,7 @@ def hold_weights(source: TimmViT, dtype: SourceDtype) -> None:
 
 def _to_float8(source: TimmViT) -> None:
     quantization, float8 = _torchao()
-    device = source.blocks[0].attn.qkv.weight.device
+    device = next(source.blocks.parameters()).device
     if device.type == "cuda":
         if (capability := torch.cuda.get_device_capability(device)) < (8, 9):
             raise ValueError(f"float8 needs compute capability 8.9, this GPU has {capability}")
@@ -95,7 +98,7 @@ def _to_float8(source: TimmViT) -> None:
 def _becomes_float8(module: nn.Module, name: str) -> bool:
     """Whether a module of the blocks is one of those that compute in float8, and does not yet."""
     is_plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter
-    return is_plain and "qkv" not in name
+    return is_plain and not name.endswith(_PROJECTIONS)
 
 
 def _product_dtype_of(dtype: SourceDtype) -> torch.dtype:

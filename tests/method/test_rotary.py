@@ -194,3 +194,15 @@ def test_a_compiled_step_is_the_same(variant):
         for name, grad in plain.gradients(model.target, model(images, coins=coins)).items():
             tolerance = 1e-6 if name == "rope.freqs" else 1e-11
             torch.testing.assert_close(grad, wanted[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_a_source_of_three_projections_is_held_in_another_dtype(dtype):
+    model, images = build("eva02-split-swiglu").float(), make_images(dtype=torch.float32)
+    held = StochCA(model.target, copy.deepcopy(model.source), source_dtype=dtype).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, out = (m(images, coins=(False, True, True)) for m in (model, held))
+    assert {held.source.blocks[1].attn.get_submodule(f"{p}_proj").weight.dtype for p in "qkv"} == {
+        torch.bfloat16
+    }
+    assert torch.equal(out, expected) if dtype == "bfloat16" else torch.isfinite(out).all()

@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant("norms_are_kept", MODEL, "() if compiled else self.target.blocks", "()", MEMORY),
     Mutant("weights_are_not_held", MODEL, "hold_weights(self.source, self.source_dtype)", "pass", MEMORY),
-    Mutant("keys_in_float8", PRECISION, 'and "qkv" not in name', "", MEMORY),
+    Mutant("keys_in_float8", PRECISION, "and not name.endswith(_PROJECTIONS)", "", MEMORY),
     Mutant("arithmetic_is_not_checked", PRECISION, "if met != wanted:", "if False:", MEMORY),
     Mutant(
         "class_rows_in_two_layouts",
