@@ -1,0 +1,187 @@
+"""The rows of the scorecard."""
+
+from tests.scorecard.row import Row
+
+KERNELS = ("stochca_kernels",)
+
+ROWS = (
+    Row(
+        "R1",
+        "architectures of timm whose output in evaluation and at p = 0 is timm's own, bit for bit",
+        "all",
+        "timm_parity.cases",
+        at_least=200,
+    ),
+    Row(
+        "R2",
+        "random calls of the operator (0 to 4,097 tokens, empty batches, head sizes 16 to 128, permuted, "
+        "expanded and misaligned layouts, coins, scales from 1e-8 to 1e4), interpreted kernels and SDPA: "
+        "errors against float64 at most 2 times those of eager torch, those of gradients 3 times",
+        "0 of 2,000 off",
+        "operator_cases.cases",
+        KERNELS,
+        at_least=2000,
+    ),
+    Row(
+        "R3",
+        "gradients eager, checkpointed, compiled per block, both, and under autocast, of self-attention, "
+        "cross-attention and both: equal, in float32 to 1e-6",
+        "all",
+        "gradient_parity.cases",
+    ),
+    Row(
+        "R4",
+        "repeats of forward and backward that differ in a bit",
+        "0 of 250",
+        "repeats.cases",
+        at_least=250,
+    ),
+    Row(
+        "R4-gpu",
+        "repeats of forward and backward that differ in a bit",
+        "0 of 10,000",
+        "repeats.gpu_cases",
+        at_least=10_000,
+    ),
+    Row(
+        "R5",
+        "`torch.library.opcheck` of every operator, 4 utilities, contiguous and permuted, each dtype; "
+        "gradcheck of the reference; second order refused by name",
+        "all",
+        "operator_contracts.cases",
+        KERNELS,
+    ),
+    Row(
+        "R6-gpu",
+        "compute-sanitizer: errors of memcheck, racecheck, initcheck and synccheck over every kernel",
+        "0",
+        "sanitizer.gpu_cases",
+        KERNELS,
+        at_least=4,
+    ),
+    Row(
+        "R7",
+        "kernels whose compiled code computes every offset that can pass 2^31 elements in 64 bits",
+        "all",
+        "offsets.cases",
+        KERNELS,
+    ),
+    Row(
+        "R7-gpu",
+        "kernels run over more than 2^31 elements",
+        "all",
+        "offsets.gpu_cases",
+        KERNELS,
+    ),
+    Row(
+        "R8",
+        "NaN and Inf: outputs not finite where the reference's are, and nowhere else; none leaks from "
+        "poisoned padding or from a pair that no coin selects",
+        "0 leaks",
+        "nonfinite.cases",
+        KERNELS,
+    ),
+    Row(
+        "R9",
+        "training runs killed (SIGKILL) at random moments, also while they save, also resumed with "
+        "another number of workers: final weights identical to those of a run that was not",
+        "100 of 100",
+        "kills.cases",
+        at_least=100,
+    ),
+    Row(
+        "R10",
+        "SIGTERM, SIGINT, full disks, folders that cannot be written: the exit code tells, the previous "
+        "checkpoint is whole",
+        "20 of 20",
+        "interruptions.cases",
+        at_least=20,
+    ),
+    Row(
+        "R11",
+        "damaged checkpoints (truncated, bits flipped, wrong keys, another model, pickled code) that load"
+        " silently or run code",
+        "0 of 1,000",
+        "damaged_checkpoints.cases",
+        at_least=1000,
+    ),
+    Row(
+        "R12",
+        "damaged and unusual images (truncated, empty, text, CMYK, palette, 16 bits, animated, huge, "
+        "bombs): read as they look, or refused by name",
+        "all",
+        "damaged_images.cases",
+    ),
+    Row(
+        "R13",
+        "mistakes of users refused by an error that says what was wanted and what came",
+        "at least 30, all",
+        "mistakes.cases",
+        at_least=30,
+    ),
+    Row(
+        "R14",
+        "two processes, 50 steps: equal weights on both, equal to the joined batch to 1e-6; one killed: "
+        "the other ends in bounded time and torchrun resumes",
+        "4 of 4",
+        "ranks.cases",
+        at_least=4,
+    ),
+    Row(
+        "R15",
+        "graphs of a block in training; recompilations in 1,000 random steps after warm-up",
+        "2; 0",
+        "recompilations.cases",
+    ),
+    Row(
+        "R16",
+        "growth of memory over 2,000 steps of random coins, shapes and evaluations",
+        "0 B on the device, under 1 KB per step on the host",
+        "memory.cases",
+    ),
+    Row(
+        "R17",
+        "keys of the source in a checkpoint; difference of exported models in stock timm, ONNX Runtime, "
+        "torch.export",
+        "0; at most 1e-5",
+        "exports.cases",
+    ),
+    Row(
+        "R18",
+        "faults planted on purpose that the ordinary tests notice",
+        "at least 25, 95 %",
+        "planted_faults.cases",
+        ("stochca", "stochca_kernels", "tests/mutants"),
+        at_least=25,
+        allowed=0.05,
+    ),
+    Row(
+        "R19",
+        "line and branch coverage of `stochca` and `stochca_kernels`, interpreted kernels included; "
+        "unsafe loads found in the source",
+        "95 %; 0",
+        "coverage.cases",
+    ),
+    Row(
+        "R20",
+        "a small ViT trained with the kernels and with the reference stays together within the growth of "
+        "rounding, float32 and float16",
+        "all",
+        "training.cases",
+    ),
+    Row(
+        "R20-gpu",
+        "a small ViT trained with the kernels and with the reference stays together within the growth of "
+        "rounding, float32, float16 and bfloat16",
+        "all",
+        "training.gpu_cases",
+    ),
+    Row(
+        "R21",
+        "oldest and newest supported Python, torch, timm, Triton and NumPy; wheel and sdist installed "
+        "into empty environments and tested there; known vulnerabilities of the dependencies",
+        "green; 0",
+        "matrix.cases",
+        ("stochca", "stochca_kernels", "setup.py"),
+    ),
+)
