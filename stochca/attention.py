@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from stochca.qkv import (
     AnyAttention,
     Rope,
+    head_size,
     is_linear,
     keep_key_value,
     key_value,
@@ -133,6 +134,9 @@ def cross_attention(
     if is_masked and impl not in ("auto", "sdpa"):
         raise ValueError(f'attention dropout and masks run on impl="sdpa" alone, got impl={impl!r}')
     asking = x if num_queries is None else x[:, :num_queries]
+    if num_queries is None and x.shape[1] < head_size(attn) and source_kv is not None:
+        # All rows of few tokens are few rows to the operator, but cost less, and round less, with the pair.
+        source_kv = pair_of(source_kv, attn.num_heads)
     own: KV = None
     if coin is True:
         q = keep_key_value(attn, query(attn, asking, rope))

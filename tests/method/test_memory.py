@@ -37,22 +37,6 @@ def assert_equal_bits(first, second):
         assert torch.equal(grad, second[1][name]), name
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [{}, {"qk_norm": True}, {"drop_path_rate": 0.3, "proj_drop_rate": 0.2}, {"global_pool": "avg"}],
-    ids=["class-token", "qk-norm", "dropout", "average-pool"],
-)
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("coins", [COINS, (True, True, False, True), MIXED], ids=["COINS", "CCSC", "mixed"])
-def test_recomputation_changes_no_bit(coins, dtype, kwargs):
-    model = make_model(dtype=torch.float32, **kwargs)
-    results = []
-    for variant in (model, with_recomputation(model)):
-        torch.manual_seed(0)
-        results.append(gradients(variant, coins, make_images(dtype=torch.float32), dtype))
-    assert_equal_bits(*results)
-
-
 @pytest.mark.parametrize("impl", ["sdpa", "triton", "reference"])
 def test_recomputation_changes_no_bit_of_any_implementation(impl):
     model = make_model(dtype=torch.float32, stochca={"impl": impl})
@@ -69,14 +53,13 @@ def test_recomputation_knows_other_mlps(mlp, dtype):
     assert_equal_bits(gradients(model, COINS, images, dtype), gradients(again, COINS, images, dtype))
 
 
-def test_recomputation_under_checkpointing_changes_no_gradient_and_keeps_tokens_for_pairs():
+def test_recomputation_under_checkpointing_changes_no_bit_and_keeps_tokens_for_pairs():
+    """Also where the tokens are fewer than the channels of a head, as those of a ViT-B/32 are."""
     model = make_model(stochca={"class_rows": False})
     model.set_grad_checkpointing()
     again = with_recomputation(model)
     images = make_images()
-    expected, actual = gradients(model, COINS, images), gradients(again, COINS, images)
-    for name, grad in expected[1].items():
-        torch.testing.assert_close(actual[1][name], grad, rtol=1e-12, atol=1e-12)
+    assert_equal_bits(gradients(model, COINS, images), gradients(again, COINS, images))
     tokens = []
     step = again._target_step
     again._target_step = lambda *args: tokens.append(args[2]) or step(*args)

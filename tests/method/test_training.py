@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.counts import saved_bytes
 from stochca import StochCA
-from tests import plain
 from tests.models import make_images, make_model, make_target
 
 COINS = (False, True, False, True)
@@ -34,23 +33,6 @@ def compiles(test):
         "ignore:.*autograd.function.Function.* should not be",
     )
     return pytest.mark.usefixtures("compiler")(pytest.mark.filterwarnings(*ignored)(test))
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"qk_norm": True}, {"drop_path_rate": 0.3, "proj_drop_rate": 0.2}])
-@pytest.mark.parametrize(
-    "coins", [COINS, (True, False, torch.tensor([True, False]), True), (True, True, False, False)]
-)
-def test_checkpointing_changes_no_gradient(coins, kwargs):
-    model = make_model(**kwargs)
-    torch.manual_seed(0)
-    expected = plain.gradients(model.target, model(make_images(), coins=coins))
-    model.set_grad_checkpointing()
-    torch.manual_seed(0)
-    model(make_images(), coins=coins).backward(
-        torch.randn(2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    )
-    for name, p in model.target.named_parameters():
-        torch.testing.assert_close(p.grad, expected[name], rtol=1e-12, atol=1e-12)
 
 
 def test_checkpointing_keeps_fewer_bytes():
@@ -132,27 +114,6 @@ def compile_counting(model):
     return graphs
 
 
-@compiles
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_training_gives_the_same_gradients(checkpointing):
-    model = make_model(drop_path_rate=0.3)
-    patterns = [COINS, (True, False, True, True), (False,) * 4]
-    torch.manual_seed(0)
-    expected = [plain.gradients(model.target, model(make_images(), coins=coins)) for coins in patterns]
-    model.compile(backend="aot_eager", fullgraph=True)
-    model.set_grad_checkpointing(checkpointing)
-    names = set(model.state_dict())
-    torch.manual_seed(0)
-    for coins, reference in zip(patterns, expected, strict=True):
-        model.zero_grad()
-        weight = torch.randn(2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        model(make_images(), coins=coins).backward(weight)
-        for name, p in model.target.named_parameters():
-            torch.testing.assert_close(p.grad, reference[name], rtol=1e-11, atol=1e-11)
-    assert set(model.state_dict()) == names
-    assert not any("_orig_mod" in name for name in names)
-
-
 def test_accumulated_gradients_are_those_of_the_joined_batch():
     model = make_model()
     images = make_images(batch=4)
@@ -163,23 +124,6 @@ def test_accumulated_gradients_are_those_of_the_joined_batch():
         model(half, coins=COINS).sum().backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, joined[name], rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"qk_norm": True, "init_values": 0.1}])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_stays_near_float32(dtype, kwargs):
-    model = make_model(dtype=torch.float32, **kwargs)
-    images = make_images(dtype=torch.float32)
-    coins = (False, True, torch.tensor([True, False]), True)
-    expected = model(images, coins=coins)
-    with torch.autocast("cpu", dtype):
-        out = model(images, coins=coins)
-        own = model(images, coins=(False,) * 4)
-        timms = model.target(images)
-    out.sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    assert (out.float() - expected).abs().max() < 3 * torch.finfo(dtype).eps * 10
-    assert (own - timms).abs().max() < 3 * torch.finfo(dtype).eps * 10
 
 
 def test_only_the_target_is_saved_trained_and_switched():

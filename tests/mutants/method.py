@@ -15,6 +15,7 @@ PRECISION = "stochca/precision.py"
 MEMORY = ("tests/method/test_memory.py",)
 EXACT = ("tests/method/test_exact.py",)
 TRAINING = ("tests/method/test_training.py",)
+GRADIENTS = ("tests/scorecard/test_rows.py", "-k", "R3-")
 ROTARY = ("tests/method/test_rotary.py",)
 ADAPTERS = ("tests/method/test_lora.py",)
 
@@ -53,6 +54,13 @@ MUTANTS = [
         "self._compile(_copy(self._function))",
         "self._compile(self._function)",
         (*TRAINING, "-k", "exhausts"),
+    ),
+    Mutant(
+        "few_tokens_ask_as_few_rows",
+        ATTENTION,
+        "num_queries is None and x.shape[1] < head_size(attn) and source_kv is not None",
+        "False",
+        GRADIENTS,
     ),
     Mutant("recipe_outlives_its_tensor", RECOMPUTE, "self._recipes.pop(key, None)", "None", MEMORY),
     Mutant("recipe_of_a_changed_tensor", RECOMPUTE, "recipe.version != tensor._version", "False", MEMORY),
