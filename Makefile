@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs mutants clean
+.PHONY: help install demo test lint docs mutants stress clean
 
 help:                   ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -36,6 +36,9 @@ test: lint docs         ## lint, types, import contract, rendered pages, the sit
 
 mutants: $(READY)       ## break the code on purpose and watch the tests fail
 	$(BIN)/python -m tests.mutants
+
+stress: $(READY)        ## gather the scorecard of docs/reliability.md: at most 2 hours, goes on where it was stopped
+	$(BIN)/python -m tests.scorecard; status=$$?; $(BIN)/python -m bench.report; exit $$status
 
 clean:                  ## remove the environment and everything generated
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

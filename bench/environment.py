@@ -31,16 +31,17 @@ PACKAGES = ("stochca", "torch", "triton", "timm", "scikit-learn")
 
 
 def environment(measured: Sequence[str] = ()) -> dict[str, Any]:
-    """Machine, GPU, versions, and the commit measured, with `dirty` true where files differ from it.
+    """Machine, GPU, versions, and the commit measured, with `dirty` true where measured files differ from it.
 
     Commit and `dirty` are None outside a git checkout, the GPU where there is none, and the version of a
     package that is not installed.
 
     Args:
         measured: The code that the result depends on, files and folders relative to the root of the
-            repository. "code" has a digest of each: by it `bench.report` knows a result older than its code.
+            repository; without any, all of it. "code" has a digest of each: by it `bench.report` knows a
+            result that is older than its code.
     """
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", *measured)
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "gpu": _gpu(),
@@ -83,7 +84,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    return _output("git", "-C", str(Path(__file__).parent), *arguments)
+    return _output("git", "-C", str(Path(__file__).parents[1]), *arguments)
 
 
 def _output(*command: str) -> str | None:

@@ -144,7 +144,7 @@ def test_check_names_page_and_section_and_changes_nothing(tmp_path, capsys):
             shutil.copytree(root / name, tmp_path / name, dirs_exist_ok=True)
         else:
             shutil.copy(root / name, tmp_path / name)
-    for page in PAGES:
+    for page in (*PAGES, "bench/reliability.json"):
         shutil.copy(root / page, tmp_path / page)
     readme = tmp_path / "README.md"
     wrong = readme.read_text().replace("| 0.1 | 1.334 |", "| 0.1 | 1.234 |")
@@ -161,3 +161,6 @@ def result_code(results):
     """Whatever the recorded results measured."""
     for path in (results.root / "bench" / "results").glob("*.json"):
         yield from json.loads(path.read_text()).get("code") or {}
+    rows = json.loads((results.root / "bench" / "reliability.json").read_text())["rows"]
+    for row in rows.values():
+        yield from (row["measured"] or {}).get("code") or {}

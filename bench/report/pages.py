@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 
-from bench.report import benchmarks, method, operator, pieces, scaling
+from bench.report import benchmarks, method, operator, pieces, reliability, scaling
 from bench.report.recorded import Results
 
 Section = Callable[[Results], str]
@@ -14,6 +14,7 @@ PAGES: Mapping[str, Mapping[str, Section]] = {
         "step": benchmarks.readme_gpu,
         "step-cpu": benchmarks.readme_cpu,
         "demo": method.demo,
+        "reliability": reliability.readme,
     },
     "docs/choosing-p.md": {
         "counts": method.counts,
@@ -32,6 +33,10 @@ PAGES: Mapping[str, Mapping[str, Section]] = {
         "parts": pieces.parts,
         "float8": pieces.float8,
         "scaling": scaling.section,
+    },
+    "docs/reliability.md": {
+        "scorecard": reliability.scorecard,
+        "where": reliability.where,
     },
 }
 

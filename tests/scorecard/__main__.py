@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from bench.digest import ROOT
+from bench.environment import environment
 from tests.scorecard.journal import Journal, summary
 from tests.scorecard.row import Row
 from tests.scorecard.rows import ROWS
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in rows:
             Journal(args.journal, row).run(row.list(long=True))
         return 0
-    measured = _run(rows, args.jobs, args.journal)
+    measured = measure(rows, args.jobs, args.journal)
     write(args.output, measured)
     for row in rows:
         result = measured[row.id]
@@ -58,8 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(result["reached"] for result in measured.values()) else 1
 
 
-def _run(rows: Sequence[Row], jobs: int, journal: Path) -> dict[str, dict[str, Any]]:
-    """Run each row in a process of its own; one that dies is a case that is off."""
+def measure(rows: Sequence[Row], jobs: int, journal: Path) -> dict[str, dict[str, Any]]:
+    """Run each row in a process of its own; one that dies is a case that is off.
+
+    Args:
+        rows: Which.
+        jobs: How many at the same time.
+        journal: Folder of the outcomes of their cases, and of what the processes print.
+
+    Returns:
+        What the scorecard keeps of each row, by its id.
+    """
 
     def in_process(row: Row) -> tuple[Row, int]:
         log = journal / f"{row.id}.log"
@@ -81,13 +91,13 @@ def _run(rows: Sequence[Row], jobs: int, journal: Path) -> dict[str, dict[str, A
                     "figures": {},
                     "error": f"ended with {code}, see {os.path.relpath(journal / row.id)}.log",
                 }
-            measured[row.id] = summary(row, where or {}, lines)
+            measured[row.id] = summary(row, where or environment(row.code), lines)
             print(f"{row.id} ended after {measured[row.id]['seconds']} s", file=sys.stderr)
     return measured
 
 
 def write(path: Path, measured: dict[str, dict[str, Any]]) -> None:
-    """Renew the rows that were measured, keep the others."""
+    """Renew the rows that were measured in the file of the scorecard, keep the others."""
     known = json.loads(path.read_text())["rows"] if path.exists() else {}
     rows = {
         row.id: {

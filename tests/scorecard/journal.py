@@ -15,7 +15,7 @@ from tests.scorecard.row import Case, Row
 class Journal:
     """The file of one row: where and of which code it was made, then a line per case.
 
-    Lines made of other code, or by a process of another machine, do not count: the file is begun again.
+    Lines made of other code do not count: the file is begun again.
 
     Args:
         folder: Of the files.
@@ -41,9 +41,9 @@ class Journal:
         """Run the cases that have not been seen to hold."""
         where, done = self.read()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a" if where else "w") as file:
-            if where is None:
-                file.write(json.dumps(environment(self.row.code)) + "\n")
+        begun = [where, *done.values()] if where else [environment(self.row.code)]
+        self.path.write_text("".join(f"{json.dumps(line)}\n" for line in begun))
+        with self.path.open("a") as file:
             for case in cases:
                 if done.get(case.name, {"error": ""})["error"] is not None:
                     file.write(json.dumps(attempt(case)) + "\n")

@@ -1,6 +1,7 @@
 """What a row of the scorecard is: a figure, its target and the cases that it counts."""
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -32,7 +33,7 @@ class Row:
         target: What it should be, as the page says it.
         cases: "module.function" below `tests.scorecard`. The function takes whether the long form is wanted,
             and gives the cases; it is cheap, the work is in the cases.
-        code: Files and folders that the figure depends on: once they change, it is stale.
+        measures: Files and folders that the figure depends on, apart from the module of its cases.
         at_least: How many cases the long form has to count.
         allowed: Share of the cases that may be off.
     """
@@ -41,7 +42,7 @@ class Row:
     figure: str
     target: str
     cases: str
-    code: tuple[str, ...] = ("stochca", "stochca_kernels")
+    measures: tuple[str, ...] = ("stochca", "stochca_kernels")
     at_least: int = 1
     allowed: float = 0.0
 
@@ -49,12 +50,23 @@ class Row:
     def device(self) -> Literal["cpu", "gpu"]:
         return "gpu" if self.id.endswith("-gpu") else "cpu"
 
+    @property
+    def code(self) -> tuple[str, ...]:
+        """What the figure depends on: once it changes, the figure is stale."""
+        return (*self.measures, f"tests/scorecard/{self.cases.split('.')[0]}.py")
+
     def list(self, long: bool) -> list[Case]:
+        """The cases of one form.
+
+        Raises:
+            ValueError: Two of them have one name.
+        """
         module, function = self.cases.split(".")
         cases: Callable[[bool], Iterable[Case]] = getattr(
             importlib.import_module(f"tests.scorecard.{module}"), function
         )
         listed = list(cases(long))
-        if len({case.name for case in listed}) != len(listed):
-            raise ValueError(f"{self.id} has two cases of one name")
+        for name, count in Counter(case.name for case in listed).items():
+            if count > 1:
+                raise ValueError(f"{self.id} has {'two' if count == 2 else count} cases named {name}")
         return listed
