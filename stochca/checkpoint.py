@@ -5,6 +5,7 @@
 writes can leave them one checkpoint behind, but never at odds with what a resumed run does.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -42,23 +43,38 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Args:
         path: Holds either its old content or the whole new one, whenever the process or the machine stops.
         write: Gets the path to write to.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written; names `path`.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors makes it private
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        try:
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            # Of the path itself, an error tells more than that there is nothing to remove.
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        cause = _system_error(error)
+        if cause is None or cause.errno is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the system said: torch raises an error of its own over it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def open_output(output: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -100,7 +116,12 @@ def save_weights(path: Path, state_dict: dict[str, torch.Tensor], metadata: dict
     """
     tensors = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     text = {name: v if isinstance(v, str) else json.dumps(v) for name, v in metadata.items()}
-    write_atomically(path, lambda file: safetensors.torch.save_file(tensors, file, {"format": "pt", **text}))
+
+    def write(file: Path) -> None:
+        # safetensors' own `save_file` fills a file of a random name, which a killed process would leave.
+        file.write_bytes(safetensors.torch.save(tensors, {"format": "pt", **text}))
+
+    write_atomically(path, write)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -156,11 +177,23 @@ def check_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], comp
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write the trainer's state."""
-    write_atomically(path, lambda file: torch.save({"format": STATE_FORMAT, **state}, file))
+    save_pickled(path, {"format": STATE_FORMAT, **state})
 
 
-def save_run(output: Path, state: dict[str, Any], best_step: int | None, metadata: dict[str, Any]) -> None:
-    """Write the state of a run, and then what is derived from it.
+def save_pickled(path: Path, value: Any) -> None:
+    """Write what `torch.load` reads."""
+
+    def write(file: Path) -> None:
+        with open(file, "wb") as stream:  # with a path, torch would not tell what the system said
+            torch.save(value, stream)
+
+    write_atomically(path, write)
+
+
+def save_derived(
+    output: Path, state: dict[str, Any], best_step: int | None, metadata: dict[str, Any]
+) -> None:
+    """Write what follows from the state: the weights, the best ones if these are, and the metrics.
 
     Args:
         output: Folder of the run.
@@ -168,14 +201,6 @@ def save_run(output: Path, state: dict[str, Any], best_step: int | None, metadat
         best_step: The step of the best evaluation, None before the first.
         metadata: Of the weights.
     """
-    save_state(output / STATE, state)
-    save_derived(output, state, best_step, metadata)
-
-
-def save_derived(
-    output: Path, state: dict[str, Any], best_step: int | None, metadata: dict[str, Any]
-) -> None:
-    """Write the weights, the best ones if these are, and the metrics; arguments as of `save_run`."""
     weights = with_plain_head(merged_state(state["average"] or state["model"], state["lora_scale"]))
     save_weights(output / LAST, weights, metadata)
     if best_step == state["step"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -395,16 +396,22 @@ class Trainer:
         }
         if self.world.is_primary:
             try:
-                files.save_run(self.output, state, self.history.best_step, self._metadata())
+                files.save_state(self.output / files.STATE, state)
+                self.saved_step = self.step
+                files.save_derived(self.output, state, self.history.best_step, self._metadata())
             except OSError as error:
-                kept = (
-                    f"that of step {self.saved_step} is whole" if self.saved_step else "there is none before"
-                )
-                raise OSError(
-                    f"cannot save the state of step {self.step} in {self.output}, {kept}: {error}"
-                ) from error
-        self.saved_step = self.step
+                raise OSError(self._not_saved(error)) from error
         self.world.wait()
+
+    def _not_saved(self, error: OSError) -> str:
+        """Tell what a save that failed has left, and how to go on."""
+        again = f"{error}; continue with: stochca finetune --resume {shlex.quote(str(self.output))}"
+        if self.saved_step == self.step:
+            return f"cannot save the weights of step {self.step}, its state is whole: {again}"
+        what = f"cannot save the state of step {self.step} in {self.output}"
+        if not self.saved_step or not (self.output / files.STATE).is_file():
+            return f"{what}, there is none before: {error}"
+        return f"{what}, that of step {self.saved_step} is whole: {again}"
 
     def _metadata(self) -> dict[str, Any]:
         """What the files of weights say of themselves."""

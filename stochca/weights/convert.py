@@ -8,7 +8,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 import stochca
-from stochca.checkpoint import save_weights, write_atomically
+from stochca.checkpoint import save_pickled, save_weights
 from stochca.vit import TimmViT
 from stochca.weights.creation import create_vit
 from stochca.weights.facts import norm_eps
@@ -54,7 +54,7 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
     if output.suffix == ".safetensors":
         save_weights(output, state, metadata)
     else:
-        write_atomically(output, lambda file: torch.save(state, file))
+        save_pickled(output, state)
     found = {"found": weights.describe(), "model": name, "num_classes": model.num_classes}
     return {**found, "norm_eps": norm_eps(model), "output": str(output)}
 
