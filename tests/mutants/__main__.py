@@ -8,9 +8,10 @@ that survives is a fact that no test checks.
 
 import argparse
 import sys
+import time
 
 from tests.mutants import dense, engine, export, method, operator, weights
-from tests.mutants.mutant import survives
+from tests.mutants.mutant import Workshop
 
 MUTANTS = [
     *operator.MUTANTS,
@@ -31,12 +32,16 @@ def main() -> int:
     )
     names = parser.parse_args().names
     survivors = []
-    for mutant in MUTANTS:
-        if not names or mutant.name in names:
-            survived = survives(mutant)
-            survivors += [mutant.name] * survived
-            sys.stdout.write(f"{'SURVIVED' if survived else 'killed  '} {mutant.name}\n")
-            sys.stdout.flush()
+    with Workshop() as workshop:
+        for mutant in MUTANTS:
+            if not names or mutant.name in names:
+                start = time.monotonic()
+                noticed = workshop.noticed(mutant)
+                survivors += [mutant.name] * (noticed is None)
+                seconds = f"{time.monotonic() - start:.1f} s"
+                sys.stdout.write(f"{'SURVIVED' if noticed is None else 'killed  '} {mutant.name} {seconds}")
+                sys.stdout.write(f" {noticed}\n" if noticed else "\n")
+                sys.stdout.flush()
     return 1 if survivors else 0
 
 

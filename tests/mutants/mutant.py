@@ -1,5 +1,8 @@
 """One fault that is planted, and whether a test notices it."""
 
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+ALWAYS = ("-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-W", "ignore:Module already imported")
 
 
 class Mutant(NamedTuple):
@@ -18,20 +22,71 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]
 
 
-def survives(mutant: Mutant) -> bool:
-    """Run the tests of one mutant in a copy of the tree. Passing tests mean that nothing noticed."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "tree"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info"))
-        path = copy / mutant.file
+class Workshop:
+    """A copy of the tree in which faults are planted one after another, and the process that tests it.
+
+    Args:
+        limit: Seconds of processor time after which tests count as failed: a fault may be an endless loop.
+    """
+
+    def __init__(self, limit: float = 150.0) -> None:
+        self._limit = limit
+        self._folder = tempfile.TemporaryDirectory()
+        self.tree = Path(self._folder.name).resolve() / "tree"
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build")
+        shutil.copytree(ROOT, self.tree, ignore=ignored)
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
+            cwd=self.tree,
+            env={**environment, "PYTHONPATH": ""},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "Workshop":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stdin.close()
+        self._server.wait()
+        self._folder.cleanup()
+
+    def noticed(self, mutant: Mutant) -> str | None:
+        """The test that fails where the fault is planted, or how its process ended; None where all pass."""
+        path = self.tree / mutant.file
         text = path.read_text()
         if text.count(mutant.old) != 1:
-            raise SystemExit(
+            raise ValueError(
                 f"{mutant.name}: the old text is {text.count(mutant.old)} times in {mutant.file}"
             )
-        path.write_text(text.replace(mutant.old, mutant.new))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
-        result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-    if result.returncode > 1:  # neither passed, nor failed, nor killed by a signal: no verdict
-        raise SystemExit(f"{mutant.name}: pytest could not run\n{result.stdout}{result.stderr}")
-    return result.returncode == 0
+        before = path.stat()
+        try:
+            path.write_text(text.replace(mutant.old, mutant.new))
+            # Of another second than any before: bytecode is compiled anew.
+            os.utime(path, (before.st_atime, before.st_mtime + 10))
+            return self.failure(mutant.tests)
+        finally:
+            path.write_text(text)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+                compiled.unlink()
+
+    def failure(self, tests: tuple[str, ...]) -> str | None:
+        """The first of the tests that fails in the tree as it lies, or how the process ended; None if all pass."""
+        request = {"folder": str(self.tree), "arguments": [*ALWAYS, *tests], "limit": self._limit}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        answer = json.loads(self._server.stdout.readline())
+        code, output = answer["code"], answer["output"]
+        if code is None:
+            return f"not ended after {self._limit:.0f} s"
+        if code < 0:
+            return f"ended by signal {-code}"
+        if code > 1:  # neither passed, nor failed: no verdict
+            raise RuntimeError(f"pytest could not run {' '.join(tests)}\n{output}")
+        if code == 0:
+            return None
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
+        return failed[1] if failed else output
