@@ -10,9 +10,8 @@ import csv
 import hashlib
 import json
 import os
-import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ import numpy as np
 import safetensors.torch
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from stochca.lora import merged_state
+from stochca.weights.intact import DIGEST, check_numbers, digest_of, read_pickled, read_safetensors
 from stochca.weights.projection import with_plain_head
 
 STATE = "trainer_state.pt"
@@ -35,6 +34,16 @@ SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 
 STATE_FORMAT = 3
+
+# What the trainer puts into its state, beside the format.
+STATE_ENTRIES = (
+    "options", "world_size", "step", "coin_step", "model", "losses", "swad", "average", "lora_scale",
+    "optimizer", "schedule", "scaler", "rng", "running", "history", "source_digest", "classes",
+    "train_images",
+)  # fmt: skip
+
+# What every file of weights says of its model.
+METADATA = ("stochca", "model", "model_kwargs", "num_classes", "classes", "data_config", "step", "metrics")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -112,34 +121,54 @@ def save_weights(path: Path, state_dict: dict[str, torch.Tensor], metadata: dict
     Args:
         path: The safetensors file.
         state_dict: Of the plain timm model.
-        metadata: Strings stay as they are, everything else is written as JSON.
+        metadata: Strings stay as they are, everything else is written as JSON. The digest that
+            `read_safetensors` checks is put beside it.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     text = {name: v if isinstance(v, str) else json.dumps(v) for name, v in metadata.items()}
+    text = {"format": "pt", **text}
+    text[DIGEST] = digest_of(tensors, text)
 
     def write(file: Path) -> None:
         # safetensors' own `save_file` fills a file of a random name, which a killed process would leave.
-        file.write_bytes(safetensors.torch.save(tensors, {"format": "pt", **text}))
+        file.write_bytes(safetensors.torch.save(tensors, text))
 
     write_atomically(path, write)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint of ours.
+    """The metadata of a checkpoint of ours; raises what `read_checkpoint` does."""
+    return read_checkpoint(path)[1]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights and the metadata of a checkpoint of ours.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a complete safetensors file, or not written by `stochca finetune`.
+        ValueError: Damaged, not complete, not written by `stochca finetune` or `stochca convert`, or with
+            values that are not finite.
     """
-    with _open_weights(path) as file:
-        text = file.metadata() or {}
-    if "stochca" not in text:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    state_dict, text = read_safetensors(path)
+    if missing := [name for name in METADATA if name not in text]:
         raise ValueError(
-            f"{path} was not written by stochca finetune: wanted the metadata 'stochca', 'model', 'classes', "
-            f"..., got {sorted(text)}"
+            f"{path} was not written by stochca finetune: its metadata lack {', '.join(missing)}, they have "
+            f"{', '.join(sorted(text)) or 'nothing'}"
         )
-    names = {"model", "stochca", "format", "converted_from"}
-    return {name: value if name in names else json.loads(value) for name, value in text.items()}
+    strings = {"model", "stochca", "format", "converted_from"}
+    try:
+        metadata = {name: value if name in strings else json.loads(value) for name, value in text.items()}
+    except ValueError as error:
+        raise ValueError(f"{path} has metadata that are no JSON: {error}") from error
+    for name, kind in (("model_kwargs", dict), ("data_config", dict), ("num_classes", int)):
+        if not isinstance(metadata[name], kind):
+            raise ValueError(
+                f"{path} has metadata whose {name} must be {kind.__name__}, got {metadata[name]!r}"
+            )
+    check_numbers(state_dict, str(path))
+    return state_dict, metadata
 
 
 def load_weights(path: Path, model: nn.Module, name: str) -> None:
@@ -152,10 +181,9 @@ def load_weights(path: Path, model: nn.Module, name: str) -> None:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a complete safetensors file, or weights of another model.
+        ValueError: As of `read_checkpoint`, or weights of another model.
     """
-    with _open_weights(path) as file:
-        state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    state_dict, _ = read_checkpoint(path)
     load_state_dict(model, state_dict, f"{path} does not fit {name}")
 
 
@@ -166,13 +194,22 @@ def load_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], compl
 
 
 def check_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], complaint: str) -> None:
-    """Raise a ValueError that names what was wanted and what came where names or shapes differ."""
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    came = {key: tuple(value.shape) for key, value in state_dict.items()}
+    """Raise a ValueError that names what was wanted and what came where names, shapes or kinds differ."""
+    wanted, came = _described(model.state_dict()), _described(state_dict)
     if wanted != came:
         keys = [key for key in sorted({**wanted, **came}) if wanted.get(key) != came.get(key)]
         shown = ", ".join(f"{key} wanted {wanted.get(key)}, got {came.get(key)}" for key in keys[:3])
         raise ValueError(f"{complaint}: {len(keys)} tensors differ: {shown}{', ...' * (len(keys) > 3)}")
+
+
+def _described(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The shape of each tensor, and its dtype where it holds no real numbers."""
+    return {
+        key: (*value.shape, *(() if value.is_floating_point() else (value.dtype,)))
+        if isinstance(value, torch.Tensor)
+        else type(value).__name__
+        for key, value in state_dict.items()
+    }
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -214,13 +251,33 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a complete trainer state: {error}") from error
+        state = read_pickled(path)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise ValueError(f"{path} is not a complete trainer state, it {reason}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != STATE_FORMAT:
         raise ValueError(f"{path} must be a trainer state of format {STATE_FORMAT}, got {found}")
+    if differing := sorted({*STATE_ENTRIES, "format"} ^ state.keys(), key=str):
+        raise ValueError(f"{path} is no trainer state: {', '.join(map(str, differing))} missing or not known")
+    for name in ("options", "model", "optimizer"):
+        if not isinstance(state[name], dict):
+            raise ValueError(f"{path} is no trainer state: {name} must be a dict, got {state[name]!r:.50}")
+    for name in ("model", "average"):
+        check_numbers(state[name] or {}, f"{path}, {name}")
     return state
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, complaint: str) -> None:
+    """Raise a ValueError where a moment has not the shape of its parameter, which torch does not look at."""
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+            moment = moments.get(name, parameter)
+            if moment is not None and getattr(moment, "shape", None) != parameter.shape:
+                raise ValueError(
+                    f"{complaint}: {name} of a parameter {tuple(parameter.shape)} has the shape "
+                    f"{tuple(getattr(moment, 'shape', ()))}"
+                )
 
 
 def save_config(path: Path, options: dict[str, Any]) -> None:
@@ -283,12 +340,3 @@ def set_rng_state(state: dict[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
-
-
-def _open_weights(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stochca.checkpoint import load_weights, read_metadata
+from stochca.checkpoint import load_state_dict, read_checkpoint
 from stochca.config import DeviceOptions, EvaluateOptions, RecipeOptions
 from stochca.data import Images, ImageStream, check_classes, make_loader, open_images
 from stochca.distributed import World, resolve_device
@@ -133,11 +133,14 @@ def rebuild(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a checkpoint of `stochca finetune`.
+        ValueError: Not a checkpoint of `stochca finetune`, or a damaged one.
     """
-    metadata = read_metadata(path)
-    model = create_plain(metadata)
-    load_weights(path, model, metadata["model"])
+    state_dict, metadata = read_checkpoint(path)
+    try:
+        model = create_plain(metadata)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"cannot create {metadata['model']}, the model of {path}: {error}") from error
+    load_state_dict(model, state_dict, f"{path} does not fit {metadata['model']}")
     return model, metadata
 
 

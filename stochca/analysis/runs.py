@@ -158,7 +158,10 @@ def _finetuned(name: str, path: Path) -> Run:
 
 
 def _options_of(config: Path) -> FinetuneOptions:
-    values = yaml.safe_load(config.read_text())
+    try:
+        values = yaml.safe_load(config.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config} is not YAML: {error}") from error
     names = {field.name for field in dataclasses.fields(FinetuneOptions)}
     if not isinstance(values, dict) or not {"model", "pretrained", "seed"} <= values.keys():
         raise ValueError(f"{config} holds no options of stochca finetune")

@@ -1,14 +1,30 @@
 """timm models with the weights of a file, strictly: every tensor of the model, and no other."""
 
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from stochca.vit import TimmViT
 from stochca.weights.facts import check_facts, set_norm_eps
-from stochca.weights.reading import JAX, Weights
+from stochca.weights.intact import check_numbers
+from stochca.weights.reading import JAX, Weights, read_weights
+
+LOCAL = "local-dir:"
+
+# Arguments of `timm.create_model` that have it load files, which no file of weights may ask for.
+_LOADING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+# In a folder of timm; the first that is there is read, as timm does it.
+_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+
+# What JAX files have and the models may not, or in another size.
+_JAX_OTHERS = ("head/", "pre_logits/", "embedding/kernel", "pos_embedding")
+_OTHERS = ("head.", "patch_embed.proj.weight", "pos_embed")
 
 
 def create_vit(
@@ -41,9 +57,13 @@ def create_vit(
         ValueError: The file does not fit the model, in what and how.
         RuntimeError: timm has no such model, or no weights for it.
     """
-    if not pretrained or weights is None or weights.layout == JAX:
-        if weights is not None:  # which timm's own loader of JAX weights checks
-            kwargs["pretrained_cfg_overlay"] = {"file": str(weights.path), "custom_load": True}
+    if weights is None and pretrained and name.startswith(LOCAL):  # where timm loads as leniently
+        weights = _of_folder(Path(name.removeprefix(LOCAL)))
+    if pretrained and weights is not None and weights.layout == JAX:
+        model = _load_jax(name, weights, num_classes, **kwargs)
+        set_norm_eps(model, eps)
+        return model
+    if not pretrained or weights is None:
         if num_classes is not None:
             kwargs["num_classes"] = num_classes
         model = timm.create_model(name, pretrained=pretrained, **kwargs)
@@ -64,7 +84,12 @@ def create_plain(description: Mapping[str, Any]) -> nn.Module:
 
     Args:
         description: `model`, `model_kwargs` and `norm_eps`, as the metadata of the checkpoint have them.
+
+    Raises:
+        ValueError: The arguments would load a file.
     """
+    if refused := [name for name in _LOADING if name in description["model_kwargs"]]:
+        raise ValueError(f"model_kwargs of a checkpoint must not load other files, got {', '.join(refused)}")
     model = timm.create_model(description["model"], **description["model_kwargs"])
     set_norm_eps(model, description.get("norm_eps"))
     return model
@@ -74,7 +99,8 @@ def _load(name: str, weights: Weights, **kwargs: Any) -> TimmViT:
     """The model with the classes and the normalisation of the weights."""
     facts = weights.facts
     images = {key: value for key, value in (("mean", facts.mean), ("std", facts.std)) if value is not None}
-    overlay = {"state_dict": weights.state, "num_classes": weights.num_classes, **images}
+    # Of "local-dir" timm would read the file itself.
+    overlay = {"state_dict": weights.state, "num_classes": weights.num_classes, "source": "timm", **images}
     classes = {"num_classes": weights.num_classes}
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes, **kwargs)
@@ -82,7 +108,57 @@ def _load(name: str, weights: Weights, **kwargs: Any) -> TimmViT:
         raise ValueError(f"{weights.path} does not fit {name}: {_problems(error)}") from error
     del model.pretrained_cfg["state_dict"]
     _check_patches(model, weights)
+    _check_kinds(model, weights)
     return model
+
+
+def _of_folder(folder: Path) -> Weights:
+    """The weights in a folder of timm.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    found = [folder / file for file in _FILES if (folder / file).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{LOCAL}{folder} has none of {', '.join(_FILES)}")
+    return read_weights(found[0])
+
+
+def _load_jax(name: str, weights: Weights, num_classes: int | None, **kwargs: Any) -> TimmViT:
+    """The model with JAX weights, by timm's loader: all of them, in their own shapes.
+
+    Raises:
+        ValueError: The file is not one, or does not fit.
+    """
+    kwargs["pretrained_cfg_overlay"] = {"file": str(weights.path), "custom_load": True}
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    try:
+        model = timm.create_model(name, pretrained=True, **kwargs)
+        with np.load(weights.path, allow_pickle=False) as file:
+            sizes = {key: file[key].size for key in file.files}
+    except (KeyError, IndexError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{weights.path} does not fit {name}: {error}") from error
+    # What timm finds it copies, also where one number would have to do for a whole row.
+    own = sum(size for key, size in sizes.items() if not any(other in key for other in _JAX_OTHERS))
+    wanted = sum(p.numel() for key, p in model.named_parameters() if not key.startswith(_OTHERS))
+    if own != wanted:
+        raise ValueError(
+            f"{weights.path} does not fit {name}: beside patches, positions and head it has {own} numbers, "
+            f"the model has {wanted}"
+        )
+    if num_classes is None and model.num_classes and not any("head/bias" in key for key in sizes):
+        raise ValueError(f"{weights.path} does not fit {name}: it has no head")
+    check_numbers(model.state_dict(), str(weights.path))
+    return model
+
+
+def _check_kinds(model: TimmViT, weights: Weights) -> None:
+    """Refuse whole numbers where real ones belong, as quantised weights have them: torch would convert."""
+    for name, tensor in model.state_dict().items():
+        came = weights.state.get(name, tensor)
+        if isinstance(came, Tensor) and came.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{weights.path} does not fit: {name} is {came.dtype}, wanted {tensor.dtype}")
 
 
 def _resolve_eps(weights: Weights, eps: float | None) -> float | None:

@@ -1,21 +1,28 @@
 """Files of weights in any layout that is known, read without running code that is in them."""
 
 import argparse
-import pickle
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from timm.models import load_state_dict
+from timm.models import clean_state_dict
 from torch import Tensor
 
 from stochca.weights.facts import Facts, facts_of
+from stochca.weights.intact import (
+    check_archive,
+    check_numbers,
+    check_torch,
+    read_pickled,
+    read_safetensors,
+)
 from stochca.weights.layouts import State, layout_of, shortened
 
 JAX = "JAX"
+
+# What training scripts put around weights, the ones to prefer first; as timm has it.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,14 @@ def read_weights(path: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: It is not complete, needs code to be run, or is of no layout that is known.
+        ValueError: It is damaged, needs code to be run, is of no layout that is known, holds values that are
+            not finite, or is a pickle and torch older than 2.10.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     if path.suffix == ".npz":
+        check_archive(path, compressed=True)
         return Weights(path, JAX, {}, [], Facts())
     state, metadata = _read(path)
     if not any(isinstance(value, Tensor | dict) for value in state.values()):
@@ -81,37 +90,23 @@ def read_weights(path: str | Path) -> Weights:
         state, left_out = layout.convert(state)
     except ValueError as error:
         raise ValueError(f"{path} is in the layout of {layout.name}, but {error}") from error
+    check_numbers(state, str(path))
     return Weights(path, layout.name, state, left_out, facts)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors of a file, and the metadata of a safetensors file."""
+    content: Any
     metadata: dict[str, str] = {}
-    if _is_torchscript(path):
-        raise ValueError(
-            f"{path} is a TorchScript archive, which is code: save the state_dict() of torch.jit.load(...)"
-        )
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in the checkpoints of timm's script
-            state = load_state_dict(str(path), device="cpu", weights_only=True)
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-    except (RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a complete file of weights alone: {_reason(error)}") from error
-    return state, metadata
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether a file is what `torch.jit.save` writes, as OpenAI's own are."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _reason(error: Exception) -> str:
-    """What torch or safetensors says, without its advice to read the file all the same."""
-    lines = str(error.__cause__ or error).splitlines() or ["it ends early"]
-    refused = [line.partition(" was not an allowed")[0] for line in lines if "Unsupported" in line]
-    return (refused or lines)[0].partition("This file can still be loaded")[0].strip()
+    if path.suffix == ".safetensors":
+        content, metadata = read_safetensors(path)
+    else:
+        check_torch(path)
+        content = read_pickled(path, [argparse.Namespace])  # which is in the checkpoints of timm's script
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and content.get(key) is not None:
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{path} holds no tensors by name, but {type(content).__name__}")
+    return clean_state_dict(dict(content)), metadata

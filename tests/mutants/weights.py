@@ -8,6 +8,7 @@ READING, CHECKPOINT, TRAIN = "stochca/weights/reading.py", "stochca/checkpoint.p
 CLIP, SOURCE = ("tests/weights/test_clip.py", "-n0"), ("tests/weights/test_source.py", "-n0")
 CONVERSION, FILES = ("tests/weights/test_convert.py", "-n0"), ("tests/weights/test_files.py", "-n0")
 OTHERS = ("tests/weights/test_layouts.py", "-n0")
+INTACT, DAMAGED = "stochca/weights/intact.py", ("tests/scorecard/test_rows.py", "-n0", "-k", "R11-")
 
 MUTANTS = [
     Mutant("keys_and_values_change_places", LAYOUTS, 'for part in "qkv"]', 'for part in "qvk"]', OTHERS),
@@ -36,12 +37,35 @@ MUTANTS = [
         FILES,
     ),
     Mutant("filters_are_resampled", CREATION, "    if wanted and got and got", "    if False and got", FILES),
-    Mutant("code_in_a_file_runs", READING, "weights_only=True", "weights_only=False", FILES),
+    Mutant(
+        "code_in_a_file_runs",
+        INTACT,
+        'map_location="cpu", weights_only=True',
+        'map_location="cpu", weights_only=False',
+        FILES,
+    ),
+    Mutant("a_digest_is_not_checked", INTACT, "if wanted is not None and", "if False and", DAMAGED),
+    Mutant("sums_of_an_archive_are_not_checked", INTACT, "archive.testzip() if", "None if", DAMAGED),
+    Mutant("values_that_are_not_finite_are_loaded", INTACT, "if bad := int(", "if False and int(", DAMAGED),
+    Mutant(
+        "moments_of_another_shape_are_loaded",
+        TRAIN,
+        "files.check_optimizer(self.optimizer, complaint)",
+        "str()",
+        DAMAGED,
+    ),
+    Mutant(
+        "a_local_folder_is_loaded_as_leniently_as_timm_does",
+        CREATION,
+        "and name.startswith(LOCAL)",
+        "and False",
+        DAMAGED,
+    ),
     Mutant(
         "the_normalisation_is_the_models",
         CREATION,
-        '"num_classes": weights.num_classes, **images}',
-        '"num_classes": weights.num_classes}',
+        '"source": "timm", **images}',
+        '"source": "timm"}',
         OTHERS,
     ),
     Mutant(

@@ -1,7 +1,11 @@
 """Small models of torchvision and of OpenAI's layout, with weights that matter."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.models import VisionTransformer
 
 from tests.models import perturb
@@ -98,3 +102,35 @@ def openai_features(state, images, heads=3):
         y = linear(norm(x, f"{prefix}.ln_2"), f"{prefix}.mlp.c_fc")
         x = x + linear(y * torch.sigmoid(1.702 * y), f"{prefix}.mlp.c_proj")
     return norm(x[:, 0], "ln_post") @ state["proj"]
+
+
+def as_jax(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """A timm state dict by the names and in the shapes of Google's files."""
+    heads, width = SIZES["num_heads"], SIZES["embed_dim"]
+    arrays = {
+        "cls": state["cls_token"],
+        "embedding/kernel": state["patch_embed.proj.weight"].permute(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    for i in range(SIZES["depth"]):
+        ours, theirs = f"blocks.{i}", f"Transformer/encoderblock_{i}"
+        attention = f"{theirs}/MultiHeadDotProductAttention_1"
+        qkv = state[f"{ours}.attn.qkv.weight"].reshape(3, heads, width // heads, width).permute(0, 3, 1, 2)
+        biases = state[f"{ours}.attn.qkv.bias"].reshape(3, heads, width // heads)
+        for name, weight, bias in zip(("query", "key", "value"), qkv, biases, strict=True):
+            arrays[f"{attention}/{name}/kernel"], arrays[f"{attention}/{name}/bias"] = weight, bias
+        out = state[f"{ours}.attn.proj.weight"].T.reshape(heads, width // heads, width)
+        arrays[f"{attention}/out/kernel"] = out
+        arrays[f"{attention}/out/bias"] = state[f"{ours}.attn.proj.bias"]
+        for norm, name in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            arrays[f"{theirs}/{name}/scale"] = state[f"{ours}.{norm}.weight"]
+            arrays[f"{theirs}/{name}/bias"] = state[f"{ours}.{norm}.bias"]
+        for r in range(2):
+            arrays[f"{theirs}/MlpBlock_3/Dense_{r}/kernel"] = state[f"{ours}.mlp.fc{r + 1}.weight"].T
+            arrays[f"{theirs}/MlpBlock_3/Dense_{r}/bias"] = state[f"{ours}.mlp.fc{r + 1}.bias"]
+    return {name: tensor.numpy().copy() for name, tensor in arrays.items()}

@@ -1,19 +1,23 @@
 """Files are read whole or refused, and no code in them runs."""
 
 import argparse
+import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+from torch.torch_version import TorchVersion
 
+from stochca.checkpoint import digest, save_weights
 from stochca.weights.creation import create_plain, create_vit
 from stochca.weights.facts import norm_eps
 from stochca.weights.layouts import layout_of
 from stochca.weights.reading import read_weights
 from tests.models import perturb
-from tests.weights.others import CLASSES, NAME, SIZES, torchvision_vit
+from tests.weights.others import CLASSES, NAME, SIZES, as_jax, torchvision_vit
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def test_a_truncated_file_is_refused(tmp_path, vit, name):
     whole = path.read_bytes()
     for size in (0, 7, len(whole) // 2):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="is not a complete file of weights alone"):
+        with pytest.raises(ValueError, match=r"is not a complete (file of weights alone|safetensors file)"):
             read_weights(path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth is not a file"):
         read_weights(tmp_path / "nowhere.pth")
@@ -161,3 +165,72 @@ def test_a_model_is_built_again_with_its_epsilon():
     assert norm_eps(create_plain({**description, "norm_eps": 1e-12})) == 1e-12
     assert norm_eps(create_plain({**description, "norm_eps": None})) == 1e-6
     assert norm_eps(create_plain(description)) == 1e-6
+
+
+def test_a_file_of_ours_that_has_changed_is_refused_and_stays_one_of_timm(tmp_path, vit):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, vit.state_dict(), {"model": NAME})
+    assert digest(timm.create_model(NAME, num_classes=CLASSES, checkpoint_path=str(path), **SIZES)) == digest(
+        vit
+    )
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"weights.safetensors is damaged: its sha256 is .* it says"):
+        read_weights(path)
+
+
+def test_an_archive_written_without_sums_is_read(tmp_path, vit):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = write(tmp_path, vit.state_dict())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(path).layout == "timm"
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with pytest.raises(ValueError, match=r"is a compressed archive, which torch.save does not write"):
+        read_weights(path)
+
+
+def test_a_pickle_is_refused_where_torch_is_too_old_to_read_it_safely(tmp_path, vit, monkeypatch):
+    path = write(tmp_path, vit.state_dict())
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cu128"))
+    with pytest.raises(
+        ValueError, match=r"is a pickle, which torch before 2.10 does not read .* torch 2.9.1"
+    ):
+        read_weights(path)
+    save_weights(tmp_path / "weights.safetensors", vit.state_dict(), {})
+    assert read_weights(tmp_path / "weights.safetensors").layout == "timm"
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg_overlay"])
+def test_a_checkpoint_cannot_have_other_files_loaded(name):
+    description = {"model": NAME, "model_kwargs": {**SIZES, name: "other.pth"}}
+    with pytest.raises(ValueError, match=f"must not load other files, got {name}"):
+        create_plain(description)
+
+
+def test_jax_weights_load_whole_or_not_at_all(tmp_path, vit):
+    arrays = as_jax(vit.state_dict())
+    path = tmp_path / "weights.npz"
+
+    def load(num_classes=CLASSES, **changes):
+        np.savez(path, **{key: a for key, a in {**arrays, **changes}.items() if a is not None})
+        return create_vit(NAME, read_weights(path), num_classes=num_classes, **SIZES)
+
+    assert digest(load()) == digest(vit)
+    bias = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias"
+    # timm would fill the row with the one number, and the head at random.
+    with pytest.raises(ValueError, match=r"does not fit .* it has .* numbers, the model has"):
+        load(**{bias: np.ones(1, np.float32)})
+    with pytest.raises(ValueError, match=r"does not fit .* it has no head"):
+        load(None, **{"head/bias": None})
+    with pytest.raises(ValueError, match=f"does not fit .*{bias}"):
+        load(**{bias: None})
+    with pytest.raises(ValueError, match=r"blocks.0.mlp.fc1.bias holds 192 values that are not finite"):
+        load(**{bias: np.full(192, np.nan, np.float32)})
