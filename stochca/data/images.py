@@ -1,6 +1,7 @@
 """Images of a dataset that is read by index, whole or in part; damaged ones are found, not replaced."""
 
 import contextlib
+import os
 import random
 import struct
 import zlib
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
@@ -25,6 +26,9 @@ UNREADABLE = (
 )
 
 NO_TARGET = -1
+
+LONGEST = 100
+"""Times the short side that an image may be long."""
 
 
 class Images(Dataset):
@@ -103,12 +107,14 @@ class Images(Dataset):
         return np.asarray(targets)[self.indices]
 
     def name(self, index: int) -> str:
-        """Path of an image, or what its dataset calls it."""
+        """Path of an image in characters that can be shown, or what its dataset calls it."""
         source = int(self.indices[index])
-        if isinstance(self.base, ImageDataset):
-            return self.base.filename(source, absolute=True)
         samples = getattr(self.base, "samples", None)
-        return samples[source][0] if samples else f"sample {source}"
+        if isinstance(self.base, ImageDataset):
+            name = self.base.filename(source, absolute=True)
+        else:
+            name = samples[source][0] if samples else f"sample {source}"
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
 
     def check_readable(self) -> None:
         """Raise a ValueError that names the first image that could not be read, if there is one."""
@@ -156,11 +162,33 @@ def class_names(base: Any) -> list[str] | None:
     return [str(name) for name in sorted(indices, key=indices.get)] if indices else None
 
 
+def open_rgb(path: str) -> Image.Image:
+    """The image in a file, as `as_rgb` has it."""
+    with Image.open(path) as image:
+        return as_rgb(image)
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An image as 8-bit RGB; of an animated one the first frame."""
+    """An image as 8-bit RGB, upright as its EXIF data say; of an animated one the first frame.
+
+    Raises:
+        ValueError: It has no range of pixels that is known, or is so long that transforms, which scale by the
+            short side, would make something huge of it.
+    """
+    if max(image.size) > LONGEST * min(image.size):
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, over {LONGEST} times as long as wide"
+        )
+    with contextlib.suppress(*UNREADABLE):  # of EXIF data that are damaged; pixels are read again below
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         # 16 bits per pixel, of which Pillow would clip all but the darkest 256 values to white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() >= 2**16:
+            raise ValueError(f"its pixels are 32-bit integers, {pixels.min()} to {pixels.max()}")
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
     if "transparency" in image.info:
         image = image.convert("RGBA")  # as Pillow asks for
     return image.convert("RGB")

@@ -1,11 +1,12 @@
 """Splits of a dataset, opened by timm's `create_dataset` and checked."""
 
+import os
 from pathlib import Path
 
 from timm.data import create_dataset
 
 from stochca.data.folders import contents, is_archive
-from stochca.data.images import Images
+from stochca.data.images import Images, open_rgb
 from stochca.data.streams import STREAMS, ImageStream, open_stream
 
 
@@ -56,6 +57,7 @@ def open_images(
         raise ValueError("--data-dir is missing: the folder with the images, or where torchvision keeps them")
     if is_folder:
         _check_root(Path(str(data_dir)))
+        _check_links(Path(str(data_dir)))
     try:
         base = create_dataset(
             dataset, root=data_dir, split=split, is_training=is_training, download=download, seed=seed
@@ -69,6 +71,8 @@ def open_images(
         folder = Path(str(data_dir))
         found = f"; {folder} has: {contents(folder)}" if is_folder and folder.is_dir() else ""
         raise ValueError(f"cannot open split {split!r} of {dataset or data_dir}: {error}{found}") from error
+    if hasattr(base, "loader"):  # torchvision's own makes 16 bits white
+        base.loader = open_rgb
     images = Images(base, seed=seed, is_training=is_training)
     if not len(images):
         raise ValueError(f"split {split!r} of {dataset or data_dir} is empty")
@@ -111,6 +115,19 @@ def _check_root(data_dir: Path) -> None:
     if data_dir.is_file() and data_dir.suffix != ".tar":
         what = "an archive: extract it, and give the folder" if is_archive(data_dir) else "a file"
         raise ValueError(f"--data-dir must be a folder or a tar file, {data_dir} is {what}")
+
+
+def _check_links(data_dir: Path) -> None:
+    """Refuse a link to a folder around itself, which timm would follow over and over."""
+    for folder, folders, _ in os.walk(data_dir, followlinks=True):
+        for name in folders:
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and _is_within(folder, os.path.realpath(path)):
+                raise ValueError(f"{path} is a link to a folder that it lies in")
+
+
+def _is_within(folder: str, other: str) -> bool:
+    return os.path.commonpath([os.path.realpath(folder), other]) == other
 
 
 def _check_split(data_dir: Path, root: Path, split: str, classes: list[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from timm.data import create_dataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from stochca.data.images import UNREADABLE, class_names, generators_seeded
+from stochca.data.images import UNREADABLE, as_rgb, class_names, generators_seeded
 
 STREAMS = ("hfids/", "tfds/", "wds/")
 
@@ -59,6 +59,12 @@ class ImageStream(IterableDataset):
         logger.addHandler(counter)
         try:
             for index, (image, target) in enumerate(self.base):
+                try:
+                    image = as_rgb(image)
+                except UNREADABLE:
+                    with self.skipped.get_lock():
+                        self.skipped.value += 1
+                    continue
                 with generators_seeded(*place, index):
                     yield self.transform(image), target
         except UNREADABLE as error:
@@ -194,6 +200,8 @@ def open_stream(
             download=download,
             seed=seed,
             num_samples=num_samples,
+            # `as_rgb` does more; TensorFlow decodes images itself.
+            input_img_mode="RGB" if dataset.lower().startswith("tfds/") else "",
         )
     except ImportError as error:
         raise ValueError(f"--dataset {dataset} needs a package that is not installed: {error}") from error

@@ -77,38 +77,6 @@ def test_grey_images_of_torchvision_become_rgb():
     assert images[0] == ((7, 7, 7), 3)
 
 
-def palette(transparency):
-    image = Image.new("P", (8, 8), 1)
-    image.putpalette([0, 0, 0, 200, 100, 50])
-    return image, {"transparency": transparency}
-
-
-KINDS = {
-    "cmyk.jpg": (Image.new("CMYK", (8, 8), (55, 155, 205, 0)), {"quality": 100}),
-    "palette.png": palette(None),
-    "transparent_palette.png": palette(bytes([0, 128])),
-    "transparent_colour.png": (Image.new("RGB", (8, 8), (200, 100, 50)), {"transparency": (1, 2, 3)}),
-    "alpha.png": (Image.new("RGBA", (8, 8), (200, 100, 50, 9)), {}),
-    "animated.jpg": (
-        palette(None)[0],
-        {"format": "GIF", "save_all": True, "append_images": [Image.new("P", (8, 8), 0)]},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_images_of_other_kinds_are_read_as_rgb(tmp_path, name):
-    image, how = KINDS[name]
-    (tmp_path / "only").mkdir()
-    image.save(tmp_path / "only" / name, **{key: value for key, value in how.items() if value is not None})
-    images = open_images(str(tmp_path), "", "", is_training=False)
-    images.transform = np.asarray
-    pixels, target = images[0]
-    assert (pixels.shape, pixels.dtype, target) == ((8, 8, 3), np.uint8, 0)
-    assert np.abs(pixels - np.array([200.0, 100.0, 50.0])).max() <= 3
-    images.check_readable()
-
-
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_images_of_16_bits_keep_their_brightness(tmp_path, suffix):
     levels = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
