@@ -8,7 +8,6 @@ that survives is a fact that no test checks.
 
 import argparse
 import sys
-import time
 
 from tests.mutants import dense, engine, export, method, operator, weights
 from tests.mutants.mutant import Workshop
@@ -35,12 +34,10 @@ def main() -> int:
     with Workshop() as workshop:
         for mutant in MUTANTS:
             if not names or mutant.name in names:
-                start = time.monotonic()
                 noticed = workshop.noticed(mutant)
                 survivors += [mutant.name] * (noticed is None)
-                seconds = f"{time.monotonic() - start:.1f} s"
-                sys.stdout.write(f"{'SURVIVED' if noticed is None else 'killed  '} {mutant.name} {seconds}")
-                sys.stdout.write(f" {noticed}\n" if noticed else "\n")
+                verdict = "SURVIVED" if noticed is None else "killed  "
+                sys.stdout.write(f"{verdict} {mutant.name} {workshop.seconds:.1f} s {noticed or ''}\n")
                 sys.stdout.flush()
     return 1 if survivors else 0
 

@@ -12,6 +12,20 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 ALWAYS = ("-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-W", "ignore:Module already imported")
+# What of other projects the tests import
+PRELOADED = (
+    "hypothesis",
+    "numpy",
+    "PIL.Image",
+    "pytest",
+    "safetensors.torch",
+    "timm",
+    "torch._dynamo",
+    "torch.distributed",
+    "torchvision",
+    "triton.language",
+    "triton.runtime.interpreter",
+)
 
 
 class Mutant(NamedTuple):
@@ -27,17 +41,22 @@ class Workshop:
 
     Args:
         limit: Seconds of processor time after which tests count as failed: a fault may be an endless loop.
+        preloaded: Modules that the process imports before it tests anything.
+
+    Attributes:
+        seconds: Of processor time, that the last tests took.
     """
 
-    def __init__(self, limit: float = 150.0) -> None:
+    def __init__(self, limit: float = 150.0, preloaded: tuple[str, ...] = PRELOADED) -> None:
         self._limit = limit
+        self.seconds = 0.0
         self._folder = tempfile.TemporaryDirectory()
         self.tree = Path(self._folder.name).resolve() / "tree"
         ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build")
         shutil.copytree(ROOT, self.tree, ignore=ignored)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
         self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
+            [sys.executable, str(Path(__file__).with_name("preloaded.py")), *preloaded],
             cwd=self.tree,
             env={**environment, "PYTHONPATH": ""},
             stdin=subprocess.PIPE,
@@ -49,8 +68,10 @@ class Workshop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.stdin.close()
-        self._server.wait()
+        self.close()
+
+    def close(self) -> None:
+        self._server.communicate()
         self._folder.cleanup()
 
     def noticed(self, mutant: Mutant) -> str | None:
@@ -74,12 +95,13 @@ class Workshop:
                 compiled.unlink()
 
     def failure(self, tests: tuple[str, ...]) -> str | None:
-        """The first of the tests that fails in the tree as it lies, or how the process ended; None if all pass."""
+        """The first test that fails in the tree as it lies, or how the process ended; None where all pass."""
         request = {"folder": str(self.tree), "arguments": [*ALWAYS, *tests], "limit": self._limit}
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
         code, output = answer["code"], answer["output"]
+        self.seconds = answer["seconds"]
         if code is None:
             return f"not ended after {self._limit:.0f} s"
         if code < 0:

@@ -1,9 +1,11 @@
 """A process that has imported what tests import, and forks a child for each run of pytest.
 
-Importing torch and timm takes longer than most tests. This file is run as a script, so that nothing of the tree
-that it lies in is loaded: a child imports stochca, stochca_kernels, bench and tests from the copy that it is given.
-It reads a line of JSON per run, `folder`, `arguments` and `limit` in seconds, and answers with one: `code`, None
-where the limit ended it, and `output`.
+Importing torch and timm takes longer than most tests. This file is run as a script, so that nothing of the
+tree that it lies in is loaded: a child imports stochca, stochca_kernels, bench and tests from the copy that
+it is given. The arguments are the modules to import first.
+
+It reads a line of JSON per run, `folder`, `arguments` and `limit` in seconds of processor time, and answers
+with one: `code`, None where the limit ended it, `output` and `seconds`, of processor time as well.
 """
 
 import contextlib
@@ -19,20 +21,6 @@ import time
 import traceback
 from pathlib import Path
 
-PRELOADED = (
-    "hypothesis",
-    "numpy",
-    "PIL.Image",
-    "pytest",
-    "safetensors.torch",
-    "timm",
-    "torch._dynamo",
-    "torch.distributed",
-    "torchvision",
-    "triton.language",
-    "triton.runtime.interpreter",
-)
-
 
 def serve() -> None:
     import torch
@@ -40,7 +28,7 @@ def serve() -> None:
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
-    for name in PRELOADED:
+    for name in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
@@ -51,7 +39,8 @@ def serve() -> None:
 
 
 def run(folder: str, arguments: list[str], limit: float) -> dict:
-    """Run pytest in a child, in a folder; end the child's whole session after `limit` seconds of its time."""
+    """Run pytest in a child, in a folder; nothing that it started is left behind."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile("w+") as output:
         child = os.fork()
         if not child:
@@ -59,8 +48,10 @@ def run(folder: str, arguments: list[str], limit: float) -> dict:
         code = _wait(child, limit)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         output.seek(0)
-        return {"code": code, "output": output.read()}
+        return {"code": code, "output": output.read(), "seconds": seconds}
 
 
 def _become_pytest(folder: str, arguments: list[str], limit: float, output: int) -> None:
@@ -89,7 +80,7 @@ def _become_pytest(folder: str, arguments: list[str], limit: float, output: int)
 def _wait(child: int, limit: float) -> int | None:
     """The exit code of a child, minus the signal that ended it, or None where it went on for too long.
 
-    Processor time is what is limited. One that waits for ever uses none: it has ten times as long by the clock.
+    One that waits for ever uses no processor time: it has ten times as long by the clock.
     """
     deadline = time.monotonic() + 10 * limit
     pause = 0.01
