@@ -162,8 +162,8 @@ def check_folder(plain: PlainModel, folder: Path) -> None:
         got = logits_of(loaded, images)
     except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"timm does not rebuild the model from its export: {brief(error)}. Give in model_args what "
-            "timm.create_model was given"
+            "timm does not rebuild the model from its export, give in model_args what timm.create_model was "
+            f"given: {brief(error)}"
         ) from error
     eps, own = norm_eps(loaded), norm_eps(plain.model)
     if eps != own:
