@@ -1,6 +1,7 @@
 """One process or several: the device of each, what they agree on, and how a module is spread over them."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -71,6 +72,11 @@ class World(NamedTuple):
         """Wait until all processes have come here."""
         if self.size > 1:
             dist.barrier(group=self.control)
+
+
+def was_restarted() -> bool:
+    """Whether `torchrun --max-restarts` has started this process again, after one of all had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextlib.contextmanager

@@ -20,7 +20,15 @@ from stochca import checkpoint as files
 from stochca import distributed
 from stochca.config import FinetuneOptions, RecipeOptions, changed_options
 from stochca.data import check_auto_augment, check_classes, number_of_classes
-from stochca.distributed import World, accumulating, distribute, processes, resolve_device, whole
+from stochca.distributed import (
+    World,
+    accumulating,
+    distribute,
+    processes,
+    resolve_device,
+    was_restarted,
+    whole,
+)
 from stochca.evaluation import Evaluator, autocast
 from stochca.history import History, selected
 from stochca.memory import advice, largest_fitting
@@ -47,7 +55,8 @@ class Trainer:
 
     Args:
         options: Of the run.
-        world: The processes of the run; this one alone if not given.
+        world: The processes of the run; this one alone if not given. Where `torchrun` restarts them, they go
+            on from the state in the output folder.
         data: Its images; those of `options` if not given.
 
     Raises:
@@ -59,6 +68,8 @@ class Trainer:
     def __init__(
         self, options: RecipeOptions, world: World | None = None, data: RunData | None = None
     ) -> None:
+        if was_restarted() and options.resume is None and (Path(options.output) / files.STATE).is_file():
+            options = dataclasses.replace(options, resume=options.output)
         if options.resume is not None:
             resume = Path(options.resume)
             options = dataclasses.replace(options, output=str(resume.parent if resume.is_file() else resume))

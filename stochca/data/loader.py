@@ -1,6 +1,8 @@
 """Loaders of batches, by timm's `create_loader`, with an order of our own and for several processes."""
 
+import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -124,6 +126,16 @@ def set_generator(loader: Any, seed: int) -> None:
 def _outlive_signals(worker_info: Any) -> int:
     """Called in each worker: a signal that the whole process group gets is for the main process to act on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The first one alone: at the end of a run, torch ends workers that hang by the same signal.
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    came_at: list[float] = []
+
+    def outlive(signum: int, _frame: object) -> None:
+        came_at.append(time.monotonic())
+        if came_at[-1] - came_at[0] > 1:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        elif len(came_at) == 2:
+            # The same request, as in `StopRequest`; or torch, which so ends workers that hang at a run's end.
+            signal.alarm(30)
+
+    signal.signal(signal.SIGTERM, outlive)
     return worker_info.seed

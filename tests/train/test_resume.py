@@ -1,24 +1,20 @@
 """A run that is stopped, anywhere and in any way, ends as if it had not been."""
 
 import errno
+import functools
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from image_folder import TINY, write_images
 from interruption import assert_same_run, resumed, stop_after
-from safetensors.torch import load_file
 
 import stochca.checkpoint
 import stochca.progress
-from stochca.checkpoint import load_state, write_atomically
+from stochca.checkpoint import load_state, save_state, save_summary, save_weights, write_atomically
 from stochca.config import FinetuneOptions
 from stochca.progress import Interrupted, StopRequest
 from stochca.train import finetune
@@ -115,9 +111,10 @@ def test_a_crash_at_any_write_leaves_a_run_that_resumes_bitwise_equal(
     make_options, uninterrupted, monkeypatch, tmp_path
 ):
     replace = os.replace
-    expected = uninterrupted(make_options(epochs=2))
+    short = {"steps": 2, "val_steps": 1}
+    expected = uninterrupted(make_options(**short))
     for crash_at in range(1, 100):
-        options = make_options(epochs=2, recovery_interval=3, output=str(tmp_path / f"run{crash_at}"))
+        options = make_options(**short, output=str(tmp_path / f"run{crash_at}"))
         writes = 0
 
         def crashing(source, target, crash_at=crash_at):
@@ -138,62 +135,8 @@ def test_a_crash_at_any_write_leaves_a_run_that_resumes_bitwise_equal(
         has_state = (Path(options.output) / "trainer_state.pt").exists()
         finetune(resumed(options) if has_state else options)
         assert_same_run(options.output, expected)
-    # The options; the state and what follows from it at steps 3, 4, 6 and 8.
-    assert crash_at > 12
-
-
-def command(options: FinetuneOptions, *more: str) -> subprocess.Popen:
-    Path(f"{options.output}.yaml").write_text(yaml.safe_dump(vars(options)))
-    arguments = [sys.executable, "-m", "stochca.cli", "finetune", "--config", f"{options.output}.yaml", *more]
-    # Sums depend on the number of threads; the runs in this process have one.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def wait_for_state(process: subprocess.Popen, output: str) -> None:
-    deadline = time.monotonic() + 60
-    while not os.path.exists(f"{output}/trainer_state.pt"):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def test_a_killed_run_resumes_bitwise_equal(make_options, uninterrupted):
-    options = make_options(**STATEFUL)
-    options.epochs = 40
-    expected = uninterrupted(options)
-    options.recovery_interval = 1
-    process = command(options)
-    wait_for_state(process, options.output)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert 0 < load_state(Path(options.output) / "trainer_state.pt")["step"] < 120
-    options.recovery_interval = 0
-    finetune(resumed(options))
-    assert_same_run(options.output, expected)
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_with_its_code_and_says_how_to_go_on(make_options, signum, code):
-    options = make_options(**STATEFUL, recovery_interval=1, workers=1)
-    options.epochs = 1000
-    process = command(options)
-    wait_for_state(process, options.output)
-    # As a terminal and a scheduler do: the processes that load images get it too.
-    os.killpg(process.pid, signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert f"continue with: stochca finetune --resume {options.output}" in errors
-    assert "Traceback" not in errors
-    assert load_file(f"{options.output}/last.safetensors")
+    # The options; the state and what follows from it after each of both steps; the summary.
+    assert crash_at > 8
 
 
 def test_a_finished_run_resumes_to_its_summary(make_options):
@@ -295,6 +238,49 @@ def test_a_run_on_a_full_disk_says_what_is_whole_and_resumes(make_options, unint
             finetune(options)
     assert load_state(Path(options.output) / "trainer_state.pt")["step"] == 3
     finetune(resumed(options))
+    assert_same_run(options.output, uninterrupted(make_options(**STATEFUL)))
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("trainer_state.pt", lambda path: save_state(path, {"model": {"weight": torch.zeros(10_000)}})),
+        ("last.safetensors", lambda path: save_weights(path, {"weight": torch.zeros(10_000)}, {})),
+        ("summary.json", lambda path: save_summary(path, {"steps": 1})),
+    ],
+    ids=["state", "weights", "summary"],
+)
+def test_a_full_disk_is_told_with_the_file_whoever_writes_to_it(tmp_path, name, save):
+    (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / name}'"):
+        save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_for_the_weights_leaves_the_state_of_the_step(make_options, monkeypatch):
+    options = make_options(epochs=1)
+    with monkeypatch.context() as patch:
+        full = functools.partial(os.symlink, "/dev/full", f"{options.output}/.last.safetensors.tmp")
+        patch.setattr("stochca.history.History.best_step", property(lambda _: full()))
+        with pytest.raises(
+            OSError, match=r"weights of step 4, its state is whole: .*last.safetensors'; cont"
+        ):
+            finetune(options)
+    assert load_state(Path(options.output) / "trainer_state.pt")["step"] == 4
+    assert finetune(resumed(options))["steps"] == 4
+
+
+def test_processes_that_torchrun_restarts_go_on_from_the_last_state(make_options, uninterrupted, monkeypatch):
+    options = make_options(**STATEFUL)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            finetune(options)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        finetune(options)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    finetune(options)
     assert_same_run(options.output, uninterrupted(make_options(**STATEFUL)))
 
 
