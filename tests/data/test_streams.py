@@ -196,6 +196,17 @@ def test_a_damaged_image_is_left_out_and_counted(tmp_path, workers, is_training)
         images.check_readable()
 
 
+def test_pickles_beside_an_image_are_not_read(tmp_path):
+    marker = tmp_path / "ran"
+    root = write_shards(tmp_path / "shards")
+    with tarfile.open(root / "set-train-0.tar", "a") as tar:
+        for ending in ("pyd", "pickle", "pth"):
+            add(tar, f"{PER_SHARD - 1:04}.{ending}", b"cposix\nsystem\n(S'touch " + bytes(marker) + b"'\ntR.")
+    _, loader, _ = loader_of(root, is_training=False)
+    assert numbers_of(list(loader)) == list(range(24))
+    assert not marker.exists()
+
+
 def test_missing_shards_and_packages_are_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         open_shards(tmp_path / "nowhere")

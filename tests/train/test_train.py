@@ -11,7 +11,7 @@ import torch
 from image_folder import TINY, write_images
 from interruption import read_metrics
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stochca.checkpoint import load_weights, read_metadata
 from stochca.config import EvaluateOptions
@@ -368,9 +368,9 @@ def test_a_truncated_or_foreign_checkpoint_is_refused(make_options, tmp_path):
 
 
 def test_pretrained_weights_are_read_from_a_file_and_are_the_source(make_options, tmp_path):
-    path = tmp_path / "weights.pt"
+    path = tmp_path / "weights.safetensors"
     pretrained = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=1000, **TINY)
-    torch.save(pretrained.state_dict(), path)
+    save_file(pretrained.state_dict(), path)
     trainer = Trainer(make_options(pretrained=True, pretrained_path=str(path)))
     for model in (trainer.model.target, trainer.model.source):
         assert torch.equal(model.blocks[1].mlp.fc1.weight, pretrained.blocks[1].mlp.fc1.weight)

@@ -1,6 +1,7 @@
 """Files are read whole or refused, and no code in them runs."""
 
 import argparse
+import pickle
 import zipfile
 from collections import OrderedDict
 
@@ -12,6 +13,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from stochca.checkpoint import digest, save_weights
+from stochca.cli import main
 from stochca.weights.creation import create_plain, create_vit
 from stochca.weights.facts import norm_eps
 from stochca.weights.layouts import layout_of
@@ -234,3 +236,14 @@ def test_jax_weights_load_whole_or_not_at_all(tmp_path, vit):
         load(**{bias: None})
     with pytest.raises(ValueError, match=r"blocks.0.mlp.fc1.bias holds 192 values that are not finite"):
         load(**{bias: np.full(192, np.nan, np.float32)})
+
+
+def test_the_command_has_no_pickle_run_whoever_reads_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    path = write(tmp_path, {"extra": Code()})
+    torch.load(path, weights_only=False)
+    assert "this ran" in capsys.readouterr().out
+    assert main(["info", "--device", "cpu"]) == 0
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=False)
+    assert "this ran" not in capsys.readouterr().out
