@@ -290,6 +290,21 @@ def save_config(path: Path, options: dict[str, Any]) -> None:
     write_atomically(path, write)
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The options in a YAML file, of which no code runs.
+
+    Raises:
+        ValueError: It is no YAML, or holds something else.
+    """
+    try:
+        options = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold options by name, got {options!r:.50}")
+    return options
+
+
 def save_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write all evaluations so far as CSV."""
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from timm.utils import random_seed
 
 from stochca import checkpoint as files
@@ -158,12 +157,9 @@ def _finetuned(name: str, path: Path) -> Run:
 
 
 def _options_of(config: Path) -> FinetuneOptions:
-    try:
-        values = yaml.safe_load(config.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config} is not YAML: {error}") from error
+    values = files.read_config(config)
     names = {field.name for field in dataclasses.fields(FinetuneOptions)}
-    if not isinstance(values, dict) or not {"model", "pretrained", "seed"} <= values.keys():
+    if not {"model", "pretrained", "seed"} <= values.keys():
         raise ValueError(f"{config} holds no options of stochca finetune")
     return _without_speed({name: value for name, value in values.items() if name in names})
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from stochca.checkpoint import SUMMARY, save_config
+from stochca.checkpoint import SUMMARY, read_config, save_config
 from stochca.config import DomainBedOptions, changed_options, flag
 from stochca.data import check_layout, open_domains
 from stochca.run_data import RunData
@@ -176,7 +174,7 @@ def check_folder(plan: Plan) -> None:
     """
     output, path = plan.output, plan.output / RECORD
     if path.is_file():
-        saved = yaml.safe_load(path.read_text())
+        saved = read_config(path)
         if differences := list(_differences(saved, plan.options)):
             raise ValueError(
                 f"{output} holds runs with other options: {'; '.join(differences)}; choose another --output"

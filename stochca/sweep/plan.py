@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from stochca.checkpoint import save_config
+from stochca.checkpoint import read_config, save_config
 from stochca.config import FinetuneOptions, changed_options
 from stochca.sweep.options import SweepOptions
 
@@ -142,9 +142,7 @@ def record_plan(plan: Plan, options: SweepOptions) -> None:
     """
     path = plan.output / RECORD
     if path.is_file():
-        before = dataclasses.replace(
-            make_plan(SweepOptions(**yaml.safe_load(path.read_text()))), output=plan.output
-        )
+        before = dataclasses.replace(make_plan(SweepOptions(**read_config(path))), output=plan.output)
         if before == plan:
             return
         if differences := list(_differences(before, plan)):

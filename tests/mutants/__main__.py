@@ -9,7 +9,7 @@ that survives is a fact that no test checks.
 import argparse
 import sys
 
-from tests.mutants import dense, engine, export, method, operator, weights
+from tests.mutants import dense, engine, export, images, method, operator, weights
 from tests.mutants.mutant import Workshop
 
 MUTANTS = [
@@ -18,6 +18,7 @@ MUTANTS = [
     *engine.MUTANTS,
     *dense.MUTANTS,
     *weights.MUTANTS,
+    *images.MUTANTS,
     *export.MUTANTS,
 ]
 
