@@ -15,6 +15,7 @@ PRECISION = "stochca/precision.py"
 MEMORY = ("tests/method/test_memory.py",)
 EXACT = ("tests/method/test_exact.py",)
 TRAINING = ("tests/method/test_training.py",)
+GRAPHS = ("tests/scorecard/test_rows.py", "-k", "R15-")
 GRADIENTS = ("tests/scorecard/test_rows.py", "-k", "R3-")
 ROTARY = ("tests/method/test_rotary.py",)
 ADAPTERS = ("tests/method/test_lora.py",)
@@ -46,7 +47,7 @@ MUTANTS = [
         MODEL,
         "self._target_step = CompiledPerCase(target_step, *args, **kwargs)",
         "self._target_step = target_step",
-        (*TRAINING, "-k", "compiled"),
+        GRAPHS,
     ),
     Mutant(
         "cases_share_their_limit",

@@ -130,7 +130,8 @@ ROWS = (
     ),
     Row(
         "R15",
-        "graphs of a block in training; recompilations in 1,000 random steps after warm-up",
+        "graphs of a block in training (with a class token 2 more, of its row alone); recompilations and "
+        "graph breaks in 1,000 random steps after a warm-up: coins, last batches, image sizes, evaluations",
         "2; 0",
         "recompilations.cases",
     ),
