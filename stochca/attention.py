@@ -225,6 +225,6 @@ def _concatenate(own: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> t
 
 
 def _mask_arguments(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Tensor | bool]:
-    """Only what is asked for: `is_causal` exists since timm 1.0.26."""
+    """Only what is asked for: `is_causal` exists since timm 1.0.26. torch.fx gives neither True nor False."""
     arguments: dict[str, Tensor | bool] = {} if attn_mask is None else {"attn_mask": attn_mask}
-    return {**arguments, "is_causal": True} if is_causal else arguments
+    return arguments if is_causal is False else {**arguments, "is_causal": is_causal}

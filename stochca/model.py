@@ -195,11 +195,6 @@ class StochCA(TimmInterface):
         how: dict[str, Any] = {"recompute": recompute, "source_dtype": source_dtype, "impl": impl}
         return cls(target, class_rows=class_rows, **coins, **how)
 
-    @property
-    def source(self) -> TimmViT:
-        """The frozen source."""
-        return self._unregistered[0]
-
     def forward(self, images: Tensor, coins: Sequence[Coin] | None = None, **timm_kwargs: Any) -> Tensor:
         """Logits of a batch.
 
@@ -341,9 +336,11 @@ class StochCA(TimmInterface):
             raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
         if self.source_dtype is not None:
             check_arithmetic(self.source_dtype, images)
-        if coins is None:
-            return self.coins.draw(images.shape[0], images.device)
-        return replay(coins, len(self.target.blocks), images.shape[0])
+        depth = len(self.target.blocks)
+        if coins is not None:
+            return replay(coins, depth, images.shape[0])
+        # timm may have pruned blocks, whose coins are drawn all the same.
+        return StepPlan(self.coins.draw(images.shape[0], images.device).coins[:depth])
 
     def _lockstep(
         self, images: Tensor, plan: StepPlan, num_rows: int | None = None, read: Iterable[int] = ()
@@ -456,11 +453,6 @@ class StochCA(TimmInterface):
         """What StochCA adds to the target."""
         names = ("coins", "class_rows", "recompute", "source_dtype", "impl")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
-    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """As timm's, for target and source."""
-        self.target.set_input_size(*args, **kwargs)
-        self.source.set_input_size(*args, **kwargs)
 
 
 class Lockstep(NamedTuple):

@@ -124,7 +124,7 @@ def stem(model: TimmViT, images: Tensor) -> Stem:
         tokens, is_mixed = model.norm_pre(tokens), getattr(model, "rope_mixed", False)
     else:
         return Stem(model.norm_pre(model._pos_embed(model.patch_embed(images))), [None] * depth)
-    return Stem(tokens, list(rope) if is_mixed and rope is not None else [rope] * depth)
+    return Stem(tokens, list(rope)[:depth] if is_mixed and rope is not None else [rope] * depth)
 
 
 def moves_positions(model: TimmViT) -> bool:
