@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         Exit code: 0; 1 if runs of a sweep failed; 2 for something the user can mend, with one line that says
         what; 130 or 143 if a run was interrupted by SIGINT or SIGTERM, and saved.
     """
+    # Older releases of timm, and readers of datasets, would have torch run the code in a pickle.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     arguments = _with_recipes(sys.argv[1:] if argv is None else argv)
     commands: dict[str, tuple[type, Callable[[Any], int], str]] = {
         "finetune": (FinetuneOptions, _finetune, "fine-tune a timm Vision Transformer with StochCA"),
@@ -85,6 +87,7 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         command = self.prog.removeprefix("stochca").replace("[options]", "").strip()
+        message = _in_words(message)
         unknown = re.search(r"(?:option '|arguments: --)([\w.-]+)", message)
         hint = ""
         if unknown:
@@ -106,6 +109,20 @@ class _Parser(ArgumentParser):
         return [
             option for parser in parsers for action in parser._actions for option in action.option_strings
         ]
+
+
+def _in_words(message: str) -> str:
+    """What jsonargparse says of a value of the wrong type, on one line and in plain words."""
+    message = re.sub(r'Parser key "(\w+)":\s*', lambda key: f"{flag(key[1])}: ", message)
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes\s+"
+        r"Subtypes: [\[(](.*)[\])]\n.*Given value: (.*)",
+        lambda union: f"Expected a {union[1].replace(', ', ' or ')}. Got value: {union[2]}",
+        message,
+        flags=re.DOTALL,
+    )
+    message = re.sub(r"<class '(\w+)'>", lambda kind: kind[1].replace("NoneType", "null"), message)
+    return re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", message).strip()
 
 
 def _with_recipes(arguments: list[str]) -> list[str]:

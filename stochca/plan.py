@@ -136,7 +136,10 @@ class CoinSampler:
     def probabilities(self, step: int) -> np.ndarray:
         """The probability of each block at a step, float64 `[depth]`."""
         p = self.p(step) if callable(self.p) else self.p
-        values = np.asarray(0.0 if p is None else p, dtype=np.float64)
+        values = np.asarray(0.0 if p is None else p)
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"p must be a number or one per block ({self.depth}), got {p!r}")
+        values = values.astype(np.float64)
         if values.ndim > 1 or (values.ndim == 1 and len(values) != self.depth):
             raise ValueError(f"p must be a number or one per block ({self.depth}), got shape {values.shape}")
         if not ((values >= 0) & (values <= 1)).all():

@@ -47,6 +47,8 @@ def check_drivable(model: Any) -> None:
     family = next((family for family in _FAMILIES if isinstance(model, family)), None)
     if family is None:
         inside = ": pass its get_base_model()" if hasattr(model, "get_base_model") else ""
+        if hasattr(model, "_orig_mod"):  # of torch.compile
+            inside = ": pass the model itself, and call compile() of the StochCA"
         raise TypeError(f"StochCA drives timm's VisionTransformer, NaFlexVit and Eva, got {name}{inside}")
     for method in ("forward", "forward_features"):
         if getattr(type(model), method) is not getattr(family, method):

@@ -46,8 +46,8 @@ def cases(long: bool) -> Iterator[Case]:
     yield Case("foreign: cut short", partial(_cut, "foreign", count))
     yield Case("foreign: headers made up", _headers)
     for way in ("evaluate", "foreign", "pickle", "folder", *(["finetune"] if long else [])):
-        yield Case(f"{way}: weights of something else", partial(_other_states, way))
-    yield Case("resume: states of something else", partial(_other_trainer_states, None if long else 3))
+        yield Case(f"{way}: weights of something else", partial(_other_states, way, 1 if long else 3))
+    yield Case("resume: states of something else", partial(_other_trainer_states, 1 if long else 12))
     for wrapper in wrappers() if long else ["zip"]:
         yield Case(f"code in a file, {wrapper}", partial(_code, wrapper))
     yield Case("code in a trainer state", _code_in_a_state)
@@ -127,7 +127,7 @@ def _ways() -> dict[str, Way]:
     return made()
 
 
-def _other_states(way: str) -> Figures:
+def _other_states(way: str, every: int) -> Figures:
     """Whole files, but not of the model."""
     from safetensors.torch import load_file
 
@@ -137,7 +137,7 @@ def _other_states(way: str) -> Figures:
     like = _ways()["evaluate"].path
     state, count = load_file(like), 0
     with tempfile.TemporaryDirectory() as folder:
-        for what, other in damages.other_states(state):
+        for what, other in islice(damages.other_states(state), 0, None, every):
             copy = Path(folder) / path.name
             write(copy, other, like if way == "evaluate" else None)
             _is_refused(what, copy, read, None)
@@ -145,7 +145,7 @@ def _other_states(way: str) -> Figures:
     return {"cases": count}
 
 
-def _other_trainer_states(most: int | None) -> Figures:
+def _other_trainer_states(every: int) -> Figures:
     """States that are whole, but not of the run."""
     import torch
 
@@ -155,7 +155,7 @@ def _other_trainer_states(most: int | None) -> Figures:
     whole, count = torch.load(path, weights_only=True), 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(path.parent, Path(folder) / "run")) / path.name
-        for what, state in islice(_trainer_states(whole), most):
+        for what, state in islice(_trainer_states(whole), 0, None, every):
             torch.save(state, copy)
             _is_refused(what, copy, resume, None)
             count += 1
@@ -165,6 +165,9 @@ def _other_trainer_states(most: int | None) -> Figures:
 def _trainer_states(whole: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     import torch
 
+    optimizer = whole["optimizer"]
+    moments = {number: {**entry, "exp_avg": torch.zeros(3)} for number, entry in optimizer["state"].items()}
+    yield "moments of other shapes", {**whole, "optimizer": {**optimizer, "state": moments}}
     yield "a list", [whole]
     yield "another format", {**whole, "format": 2}
     yield "one entry more", {**whole, "extra": 1}
@@ -174,9 +177,6 @@ def _trainer_states(whole: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield f"{name} is a number", {**whole, name: 7}
     for what, model in islice(damages.other_states(whole["model"]), 0, None, 3):
         yield f"model: {what}", {**whole, "model": model}
-    optimizer = whole["optimizer"]
-    moments = {number: {**entry, "exp_avg": torch.zeros(3)} for number, entry in optimizer["state"].items()}
-    yield "moments of other shapes", {**whole, "optimizer": {**optimizer, "state": moments}}
     yield "no groups", {**whole, "optimizer": {**optimizer, "param_groups": []}}
     yield "another source", {**whole, "source_digest": "0" * 64}
     yield "other classes", {**whole, "classes": ["cat", "dog"]}
@@ -229,7 +229,7 @@ def _commands(long: bool) -> Figures:
         for arguments, damaged in commands(Path(folder)):
             _ends_with_one_line(arguments, damaged)
             count += 1
-            if not long and count == 3:
+            if not long and count == 2:
                 break
     return {"cases": count}
 
