@@ -53,7 +53,7 @@ def stride(name):
     """How many pixels a token is wide."""
     model = outline(name)
     embed = getattr(model, "patch_embed", None) or model.embeds
-    return embed.feat_ratio()[0] if isinstance(embed.feat_ratio(), tuple) else embed.feat_ratio()
+    return embed.feat_ratio(as_scalar=True)
 
 
 def small(name, grid=(2, 3), **kwargs):
@@ -72,9 +72,8 @@ def small(name, grid=(2, 3), **kwargs):
     if hasattr(model, "patch_embed"):
         size["img_size"] = tuple(n * pixels for n in grid)
     embed = getattr(model, "patch_embed", None)
-    if not (
-        isinstance(embed, HybridEmbed) and isinstance(embed.proj, nn.Identity)
-    ):  # else as wide as its stem
+    is_as_wide_as_its_stem = isinstance(embed, HybridEmbed) and isinstance(embed.proj, nn.Identity)
+    if not is_as_wide_as_its_stem:
         size |= {"num_heads": 2, "embed_dim": 2 * attention.head_dim}
     if grouped(name):
         heads = [block.attn.num_kv_heads for block in model.blocks]

@@ -5,7 +5,6 @@ import copy
 import pytest
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from timm.models import create_feature_extractor
 
 from stochca import StochCA, StochCAAttention
@@ -22,6 +21,11 @@ from tests.method.timm_families import (
     make_with_layer,
 )
 
+DATA_CONFIGS = [
+    getattr(timm.data, name)
+    for name in ("resolve_model_data_config", "resolve_input_data_config")
+    if hasattr(timm.data, name)  # the second is of timm 1.0.31
+]
 each = pytest.mark.parametrize(("make", "family"), BOTH, ids=IDS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 with_layer = pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ROTARY])
@@ -54,7 +58,8 @@ def test_the_configuration_names_parameters_that_are_there(make, family):
         parts = model.pretrained_cfg[key]
         for part in [parts] if isinstance(parts, str) else parts:
             assert f"{part}.weight" in names
-    assert resolve_model_data_config(model) == resolve_model_data_config(timms)
+    for resolve in DATA_CONFIGS:
+        assert resolve(model) == resolve(timms)
 
 
 @each
