@@ -177,8 +177,8 @@ ROWS = (
     ),
     Row(
         "R20-gpu",
-        "a small ViT trained 500 steps with the kernels: from the reference at most 4 times as far as runs of "
-        "it in which attention differs by one rounding, float32, float16 and bfloat16",
+        "a small ViT trained 500 steps with the kernels: from the reference at most 4 times as far as runs "
+        "of it in which attention differs by one rounding, float32, float16 and bfloat16",
         "all",
         "training.gpu_cases",
     ),
