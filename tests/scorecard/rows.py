@@ -102,8 +102,8 @@ ROWS = (
     ),
     Row(
         "R11",
-        "damaged checkpoints (truncated, bits flipped, wrong keys, shapes and kinds, made-up headers, another "
-        "model, pickled code), wherever they are read, that load silently or run code",
+        "damaged checkpoints (truncated, bits flipped, wrong keys, shapes and kinds, made-up headers, "
+        "another model, pickled code), wherever they are read, that load silently or run code",
         "0 of 1,000",
         "damaged_checkpoints.cases",
         at_least=1000,
