@@ -12,6 +12,8 @@ PRECISION = "stochca/precision.py"
 EXACT = ("tests/method/test_exact.py",)
 TRITON = ("tests/kernels/test_triton.py",)
 ACCURACY = (*TRITON, "-k", "eager_torch or log_sum_exp")
+# More keys than lie on chip at once
+LONG = (*TRITON, "-k", "eager_torch and self-B2-H1-N209-D32-fp32")
 SOFTMAX = "stochca_kernels/softmax.py"
 PROJECTED = "stochca_kernels/projected.py"
 JOINT = "stochca_kernels/backward_joint.py"
@@ -24,6 +26,7 @@ TEST_TOKENS = ("tests/kernels/test_tokens.py",)
 TEST_DISPATCH = ("tests/kernels/test_dispatch.py",)
 LAUNCH = "stochca_kernels/launch.py"
 TEST_HOST = ("tests/kernels/test_host.py",)
+OFFSETS = ("tests/scorecard/test_rows.py", "-k", "R7-")
 
 MUTANTS = [
     Mutant(
@@ -59,14 +62,14 @@ MUTANTS = [
         BACKWARD,
         "(source_k_ptr, stride_skn, source_v_ptr, stride_svn, len_source_kv),",
         "(source_k_ptr, stride_skn, v_ptr, stride_svn, len_source_kv),",
-        TRITON,
+        (*TRITON, "-k", "eager_torch and mixed-B2-H1-N1-D32"),
     ),
     Mutant(
         "key_mask_dropped",
         SOFTMAX,
         "logits = tl.where((start + tl.arange(0, ROWS))[None, :] < len_kv,",
         "logits = tl.where((start + tl.arange(0, ROWS))[None, :] < len_kv + ROWS,",
-        ACCURACY,
+        (*TRITON, "-k", "eager_torch and self-B2-H1-N65-D72-fp32"),
     ),
     Mutant(
         "key_mask_dropped_in_dq",
@@ -91,8 +94,8 @@ MUTANTS = [
     ),
     Mutant("scale_off_in_dq", BACKWARD, "len_q, dq * scale,", "len_q, dq * scale * 1.01,", ACCURACY),
     Mutant("scale_off_in_dk", BACKWARD, "len_kv, dk * scale,", "len_kv, dk * scale * 1.01,", ACCURACY),
-    Mutant("no_rescale", SOFTMAX, "acc * rescale[:, None]", "acc", ACCURACY),
-    Mutant("no_rescale_of_the_sum", SOFTMAX, "row_sum * rescale", "row_sum", ACCURACY),
+    Mutant("no_rescale", SOFTMAX, "acc * rescale[:, None]", "acc", LONG),
+    Mutant("no_rescale_of_the_sum", SOFTMAX, "row_sum * rescale", "row_sum", LONG),
     Mutant(
         "wrong_stride",
         FORWARD,
@@ -113,6 +116,13 @@ MUTANTS = [
         "mask = (rows[:, None] < length) & (cols[None, :] < HEAD_DIM)",
         "mask = (rows[:, None] >= 0) & (cols[None, :] < HEAD_DIM)",
         TRITON,
+    ),
+    Mutant(
+        "offset_in_32_bits",
+        FORWARD,
+        "q_rows_ptr = q_ptr + rows.to(tl.int64) * stride_qn",
+        "q_rows_ptr = q_ptr + rows * stride_qn",
+        OFFSETS,
     ),
     Mutant(
         "corrupted_lse", FORWARD, "row_max + tl.log2(row_sum)", "row_max + tl.log2(row_sum) + 0.01", ACCURACY
@@ -152,7 +162,13 @@ MUTANTS = [
         "return out if kv.bias is not None else",
         EXACT,
     ),
-    Mutant("unselected_side_read", SDPA, "zero_where(kv, use_source)", "kv", (*OPERATOR[:1],)),
+    Mutant(
+        "unselected_side_read",
+        SDPA,
+        "zero_where(kv, use_source)",
+        "kv",
+        (*OPERATOR[:2], "nan_in_the_unselected_pair"),
+    ),
     Mutant(
         "unselected_projection_projected",
         "stochca_kernels/attention.py",

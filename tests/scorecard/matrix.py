@@ -44,6 +44,7 @@ class Environment(NamedTuple):
         packages: What is asked for by version; "oldest" for the oldest release of every dependency.
         of: What is installed, "wheel" or "sdist".
         options: Of every installation.
+        left_out: Tests of what these releases cannot do, and what is refused by name with them.
     """
 
     name: str
@@ -51,11 +52,19 @@ class Environment(NamedTuple):
     packages: tuple[str, ...]
     of: str
     options: tuple[str, ...] = ()
+    left_out: str = ""
 
 
 ENVIRONMENTS = (
     Environment("newest of everything", "3.13", (), "wheel"),
-    Environment("oldest of everything", "3.10", ("oldest",), "sdist"),
+    # NaFlexVit needs timm 1.0.24, a pickle torch 2.10.
+    Environment(
+        "oldest of everything",
+        "3.10",
+        ("oldest",),
+        "sdist",
+        left_out="naflex or weights_are_read_from_a_file",
+    ),
     Environment("in between", "3.12", ("torch==2.10.0", "timm==1.0.24"), "wheel"),
     Environment("pinned", "3.11", (), "sdist", ("--constraint", str(ROOT / "constraints.txt"))),
 )
@@ -111,7 +120,8 @@ def _tested(environment: Environment) -> Callable[[], Figures]:
             venv.pip("install", *packages, *TOOLS, wheel if environment.of == "wheel" else sdist)
             venv.run(venv.python, "-m", "pip", "check")
             exporting = venv.run(venv.python, "-c", EXPORTING).strip() == "True"
-            venv.pytest(*TESTS, *(EXPORTS if exporting else ()))
+            left_out = ("-k", f"not ({environment.left_out})") if environment.left_out else ()
+            venv.pytest(*TESTS, *(EXPORTS if exporting else ()), *left_out)
             _call_command(venv, exporting)
             venv.run(venv.python, "-m", "pip", "uninstall", "--yes", "--quiet", "triton")
             venv.pytest(*WITHOUT_TRITON)
