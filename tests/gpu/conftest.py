@@ -1,19 +1,10 @@
 import pytest
-import torch
+
+from tests.gpu import paths
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
+def poisoned():
     """Everything that the launchers allocate is NaN until a kernel writes it."""
-
-    def poison(owner, name):
-        allocate = getattr(owner, name)
-
-        def poisoned(*args, **kwargs):
-            memory = allocate(*args, **kwargs)
-            return memory.fill_(float("nan")) if memory.is_floating_point() else memory
-
-        monkeypatch.setattr(owner, name, poisoned)
-
-    poison(torch.Tensor, "new_empty")
-    poison(torch, "empty_like")
+    with paths.poisoned():
+        yield

@@ -154,6 +154,24 @@ def settings(case: Case) -> Iterator[None]:
             products.fp32_precision = precision
 
 
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Everything that the launchers allocate is NaN until a kernel writes it."""
+
+    def poison(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+            memory = allocate(*args, **kwargs)
+            return memory.fill_(float("nan")) if memory.is_floating_point() else memory
+
+        return poisoned
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+        patch.setattr(torch.Tensor, "new_empty_strided", poison(torch.Tensor.new_empty_strided))
+        patch.setattr(torch, "empty_like", poison(torch.empty_like))
+        yield
+
+
 def with_leaves(case: Case, tensors: Tensors) -> Tensors:
     """The same tensors, new leaves where a gradient is wanted."""
     return tensors | {name: tensors[name].detach().requires_grad_() for name in case.leaves}

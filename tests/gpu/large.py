@@ -1,11 +1,8 @@
 """Offsets beyond 2^31, and more programs than the second axis of a grid holds."""
 
-import pytest
 import torch
 
-from tests.gpu.paths import DEVICE, Case, Tensors, draw, gpu, run
-
-pytestmark = gpu
+from tests.gpu.paths import DEVICE, Case, Tensors, draw, poisoned, run
 
 LIMIT = 2**31
 # Heads, and so programs, are then 170,334.
@@ -18,19 +15,6 @@ LARGE = {
 }
 GIB = {"pair": 60, "packed": 60, "fused": 50, "tokens": 22}
 WEIGHTS = ("weight", "bias", "source_weight", "source_bias", "source_q_weight", "source_q_bias")
-
-
-@pytest.fixture
-def memory(request):
-    """Skip where the test's tensors do not fit; give their memory back."""
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()
-        free, wanted = torch.cuda.mem_get_info()[0] / 2**30, GIB[request.getfixturevalue("path")]
-        if free < wanted:
-            pytest.skip(f"needs {wanted} GiB of GPU memory, {free:.0f} are free")
-    yield
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()
 
 
 def behind_zeros(tensors: Tensors) -> Tensors:
@@ -47,9 +31,17 @@ def behind_zeros(tensors: Tensors) -> Tensors:
     return large | {"coins": torch.arange(BATCH, device=DEVICE) % 2 == BATCH % 2}
 
 
-@pytest.mark.usefixtures("memory", "poisoned")
-@pytest.mark.parametrize("path", GIB)
-def test_the_last_samples_of_more_than_2_to_the_31_elements_are_as_alone(path):
+def assert_last_samples_as_alone(path: str) -> None:
+    """Assert that the last samples of more than 2^31 elements have the results that they have alone.
+
+    Raises:
+        RuntimeError: The GPU has too little memory to tell.
+    """
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0] / 2**30
+        if free < GIB[path]:
+            raise RuntimeError(f"not measured: needs {GIB[path]} GiB of GPU memory, {free:.0f} are free")
     case = Case(path, batch=2)
     small = draw(case)
     for name, t in small.items():
@@ -59,7 +51,8 @@ def test_the_last_samples_of_more_than_2_to_the_31_elements_are_as_alone(path):
     large = behind_zeros(small)
     for name in LARGE[path]:
         assert large[name].numel() > LIMIT
-    expected, actual = run(case, small), run(case, large)
+    with poisoned():
+        expected, actual = run(case, small), run(case, large)
     del large
     for name, t in actual.items():
         if name.removeprefix("d") in WEIGHTS:
