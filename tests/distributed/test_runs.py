@@ -3,16 +3,13 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from stochca.checkpoint import load_state
@@ -135,69 +132,3 @@ def test_more_processes_than_images_allow_are_refused(two):
     for rank in range(2):
         message = (two / f"too many.rank{rank}.error").read_text()
         assert message == "--batch-size is 10 in each of 2 processes, but there are only 18 training images"
-
-
-def start(options, *more):
-    Path(f"{options['output']}.yaml").write_text(yaml.safe_dump(options))
-    arguments = [*TORCHRUN, "-m", "stochca.cli", "finetune", "--config", f"{options['output']}.yaml", *more]
-    return subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=180)
-    return process.returncode, output
-
-
-STATEFUL = {
-    "model_kwargs": {**TINY, "proj_drop_rate": 0.1}, "drop_path": 0.2, "per": "sample", "reprob": 0.3,
-    "mixup": 0.3, "model_ema": True, "epochs": 20, "recovery_interval": 1, **MIRO,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(folder, tmp_path_factory) -> dict:
-    """Weights of a run of two processes that nobody disturbed."""
-    output = tmp_path_factory.mktemp("uninterrupted") / "run"
-    code, text = finish(start(options_of(folder, output, **STATEFUL)))
-    assert code == 0, text[-4000:]
-    return load_file(output / "last.safetensors")
-
-
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_two_processes_stopped_in_the_middle_resume_to_the_same_weights(
-    folder, tmp_path, uninterrupted, signum
-):
-    options = options_of(folder, tmp_path / "run", **STATEFUL)
-    process = start(options)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "trainer_state.pt").exists():
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    workers = [
-        int(worker)
-        for children in Path(f"/proc/{process.pid}/task").glob("*/children")
-        for worker in children.read_text().split()
-    ]
-    os.kill(process.pid, signum)
-    if signum == signal.SIGKILL:  # by which torchrun takes nobody with it
-        for worker in workers:
-            os.kill(worker, signum)
-    code, text = finish(process)
-    assert code != 0
-    step = load_state(tmp_path / "run" / "trainer_state.pt")["step"]
-    assert 0 < step < 80
-    code, text = finish(start(options, "--resume", str(tmp_path / "run")))
-    assert code == 0, text[-4000:]
-    weights = load_file(tmp_path / "run" / "last.safetensors")
-    assert weights.keys() == uninterrupted.keys()
-    for name, tensor in weights.items():
-        assert torch.equal(tensor, uninterrupted[name]), name

@@ -1,22 +1,16 @@
 """Traps of training: checkpointing, compilation, autocast, optimizers, distributed data parallel."""
 
 import copy
-import gc
 import io
 import itertools
-import os
 import pickle
-import socket
 
 import pytest
 import timm
 import torch
-import torch.distributed as dist
 from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
-from torch import multiprocessing
-from torch.nn.parallel import DistributedDataParallel
 
 from bench.counts import saved_bytes
 from stochca import StochCA
@@ -202,44 +196,3 @@ def test_renormalisation_shows_the_source_its_own_images():
     source.patch_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     model(normalised(target.pretrained_cfg), coins=(True,) * 4)
     torch.testing.assert_close(seen[0], normalised(source.pretrained_cfg), rtol=1e-6, atol=1e-6)
-
-
-def run_rank(rank, port, kwargs, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    model = make_model(**kwargs)
-    parallel = DistributedDataParallel(model)
-    images = make_images(batch=4).split(2)[rank]
-    for coins in ((True,) * 4, (False, True, False, True), None, None):
-        model.zero_grad()
-        parallel(images, coins=coins).mean().backward()
-    results.put((rank, model.plan.coins, {n: p.grad.numpy() for n, p in model.target.named_parameters()}))
-    dist.barrier()
-    del parallel  # before the process group, or its threads may wait for each other
-    gc.collect()
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"qk_norm": True}], ids=["plain", "qk-norm"])
-def test_two_processes_train_as_one_with_the_joined_batch(kwargs):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [context.Process(target=run_rank, args=(rank, port, kwargs, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    received = {rank: (coins, grads) for rank, coins, grads in (results.get(timeout=120) for _ in ranks)}
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    assert received[0][0] == received[1][0]
-    model = make_model(**kwargs)
-    model.coins.step = 1
-    model(make_images(batch=4)).mean().backward()
-    assert model.plan.coins == received[0][0]
-    for name, p in model.target.named_parameters():
-        for _, grads in received.values():
-            torch.testing.assert_close(torch.from_numpy(grads[name]), p.grad, rtol=1e-11, atol=1e-12)

@@ -5,7 +5,8 @@ from tests.mutants.mutant import Mutant
 TRAIN, PLAN, EVALUATION = "stochca/train.py", "stochca/plan.py", "stochca/evaluation.py"
 DISTRIBUTED, OBJECTIVE, RECIPE = "stochca/distributed.py", "stochca/objective.py", "stochca/recipe.py"
 RUNS = ("tests/distributed", "-k", "joined_batch")
-TWO = ("tests/distributed", "-k", "resume_to_the_same")
+TWO = ("tests/scorecard/test_rows.py", "-k", "R14-")
+KILLED = ("tests/scorecard/test_rows.py", "-k", "R9-")
 RESUME = ("tests/train/test_resume.py", "-k", "stopped_after_any_step")
 
 MUTANTS = [
@@ -64,6 +65,35 @@ MUTANTS = [
     ),
     Mutant("coins_start_anew", TRAIN, 'self.model.coins.step = state["coin_step"]', "state", RESUME),
     Mutant("data_starts_anew", TRAIN, "self.sampler.start = done", "self.sampler.start = 0 * done", RESUME),
+    Mutant("swad_starts_anew", TRAIN, 'self.swad.restore(state["swad"], self.device)', "state", KILLED),
+    Mutant(
+        "means_start_anew",
+        TRAIN,
+        'self.running.restore(state["running"][self.world.rank])',
+        "state",
+        KILLED,
+    ),
+    Mutant(
+        "loading_processes_die_of_a_second_signal",
+        "stochca/data/loader.py",
+        "if came_at[-1] - came_at[0] > 1:",
+        "if len(came_at) > 1:",
+        ("tests/scorecard/test_rows.py", "-k", "R10-"),
+    ),
+    Mutant(
+        "restarted_processes_start_anew",
+        TRAIN,
+        "if was_restarted() and",
+        "if False and",
+        ("tests/train/test_resume.py", "-k", "torchrun"),
+    ),
+    Mutant(
+        "torch_hides_what_the_system_said",
+        "stochca/checkpoint.py",
+        "cause = _system_error(error)",
+        "cause = None",
+        ("tests/train/test_resume.py", "-k", "full_disk_is_told"),
+    ),
     Mutant(
         "fused_sgd_of_shards", RECIPE, '_FUSED_SHARDED = ("adam", "adamw")', "_FUSED_SHARDED = _FUSED", RUNS
     ),

@@ -15,6 +15,7 @@ PRECISION = "stochca/precision.py"
 MEMORY = ("tests/method/test_memory.py",)
 EXACT = ("tests/method/test_exact.py",)
 TRAINING = ("tests/method/test_training.py",)
+RANKS = ("tests/scorecard/test_rows.py", "-k", "R14-")
 GRAPHS = ("tests/scorecard/test_rows.py", "-k", "R15-")
 GRADIENTS = ("tests/scorecard/test_rows.py", "-k", "R3-")
 ROTARY = ("tests/method/test_rotary.py",)
@@ -159,7 +160,7 @@ MUTANTS = [
         PLAN,
         "default_rng([self.seed, self.step, *own])",
         "default_rng()",
-        (*TRAINING, "-k", "two_processes"),
+        RANKS,
     ),
     Mutant("one_mask_for_both_branches", BLOCK, "branch * masks[1]", "branch * masks[0]", EXACT),
     Mutant(
@@ -181,7 +182,7 @@ MUTANTS = [
         QKV,
         "keep_in_graph(q, *(p for p in _of_key_value_alone(attn) if p.requires_grad))",
         "q",
-        (*TRAINING, "-k", "two_processes"),
+        RANKS,
     ),
     Mutant(
         "adapters_of_the_source",
