@@ -144,8 +144,16 @@ MUTANTS = [
         "np.cumsum(chances[order])",
         ("tests/test_scaling.py",),
     ),
-    Mutant("source_in_train_mode", MODEL, "source.eval()", "source.train()", TRAINING),
-    Mutant("source_stays_behind", MODEL, "self.source._apply(fn, recurse)", "pass", TRAINING),
+    Mutant(
+        "source_in_train_mode", MODEL, "source.eval()", "source.train()", (*TRAINING, "-k", "only_the_target")
+    ),
+    Mutant(
+        "source_stays_behind",
+        MODEL,
+        "self.source._apply(fn, recurse)",
+        "pass",
+        (*TRAINING, "-k", "follows_the_module"),
+    ),
     Mutant("layers_without_prefix", INTERFACE, "^target\\.(?:", "(?:", (*TRAINING, "-k", "layer_decay")),
     Mutant("class_rows_too_early", PLAN, "if coin is not True", "if coin is False", EXACT),
     Mutant(
@@ -176,6 +184,27 @@ MUTANTS = [
         'return _finish(attn, attn.q_norm, _project(attn, "q", x), rope)',
         'return _finish(attn, nn.Identity(), _project(attn, "q", x), rope)',
         EXACT,
+    ),
+    Mutant(
+        "key_norm_forgotten",
+        QKV,
+        '_finish(attn, attn.k_norm, _project(attn, "k", x), rope)',
+        '_finish(attn, nn.Identity(), _project(attn, "k", x), rope)',
+        (*EXACT, "-k", "variants"),
+    ),
+    Mutant(
+        "coin_redrawn_in_checkpointing",
+        MODEL,
+        "checkpoint(self._target_step, self.target.blocks[i], *arguments, use_reentrant=False)",
+        "checkpoint(\n"
+        "                lambda block, x, kv, coin, *others: self._target_step(\n"
+        "                    block, x, kv, coin and self.coins.draw(len(x), x.device).coins[i], *others\n"
+        "                ),\n"
+        "                self.target.blocks[i],\n"
+        "                *arguments,\n"
+        "                use_reentrant=False,\n"
+        "            )",
+        (*TRAINING, "-k", "second_coin"),
     ),
     Mutant(
         "key_norm_out_of_the_graph",
