@@ -1,4 +1,4 @@
-"""Traps of training: checkpointing, compilation, autocast, optimizers, distributed data parallel."""
+"""Traps of training: checkpointing, compilation, autocast, optimizers."""
 
 import copy
 import io
