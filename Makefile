@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs mutants stress clean
+.PHONY: help install demo test lint docs mutants matrix stress clean
 
 help:                   ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -36,6 +36,9 @@ test: lint docs         ## lint, types, import contract, rendered pages, the sit
 
 mutants: $(READY)       ## break the code on purpose and watch the tests fail
 	$(BIN)/python -m tests.mutants
+
+matrix: $(READY)        ## test wheel and sdist with the oldest and newest of what is supported, in empty environments
+	$(BIN)/python -m tests.scorecard R21
 
 stress: $(READY)        ## gather the scorecard of docs/reliability.md: at most 2 hours, goes on where it was stopped
 	$(BIN)/python -m tests.scorecard; status=$$?; $(BIN)/python -m bench.report; exit $$status
