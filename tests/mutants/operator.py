@@ -26,6 +26,7 @@ TEST_TOKENS = ("tests/kernels/test_tokens.py",)
 TEST_DISPATCH = ("tests/kernels/test_dispatch.py",)
 LAUNCH = "stochca_kernels/launch.py"
 TEST_HOST = ("tests/kernels/test_host.py",)
+SHORT_FORMS = ("tests/scorecard/test_rows.py", "-k")
 OFFSETS = ("tests/scorecard/test_rows.py", "-k", "R7-")
 
 MUTANTS = [
@@ -146,7 +147,7 @@ MUTANTS = [
         BACKWARD,
         "if tl.load(use_source_ptr + batch):",
         "if tl.load(use_source_ptr + batch) > 1:",
-        TRITON,
+        (*TRITON, "-k", "exactly_zero"),
     ),
     Mutant(
         "zeros_of_dv_not_written",
@@ -217,7 +218,7 @@ MUTANTS = [
         JOINT,
         "        start += keys[i].shape[0]\n",
         "        start += 0\n",
-        TEST_JOINT,
+        (*TEST_JOINT, "-k", "far_above"),
     ),
     Mutant(
         "joint_second_part_stored_over_the_first",
@@ -315,7 +316,7 @@ MUTANTS = [
         PROJECTED,
         "q = (q + q_bias[None, :])",
         "q = (q + 0 * q_bias[None, :])",
-        (*TEST_PROJECTED, "-k", "on_chip"),
+        (*TEST_PROJECTED, "-k", "on_chip and projected-self"),
     ),
     Mutant(
         "projected_coin_ignored",
@@ -533,5 +534,40 @@ MUTANTS = [
         "found is not None and found[0] is kernel",
         "found is not None and found[0] is None",
         TEST_HOST,
+    ),
+    Mutant(
+        "queries_of_the_source_in_a_weight",
+        SDPA,
+        "q.masked_fill(coin, 0)",
+        "q",
+        (*OPERATOR[:2], "reaches_no_weight"),
+    ),
+    Mutant(
+        "reference_of_an_empty_batch_without_gradients",
+        "stochca_kernels/reference.py",
+        "out = q.clone()",
+        "out = torch.zeros_like(q)",
+        (*OPERATOR[:2], "empty_batch"),
+    ),
+    Mutant(
+        "scale_off_over_tokens",
+        SDPA,
+        "q * scale, weight_k",
+        "q * (1.01 * scale), weight_k",
+        (*SHORT_FORMS, "R2-"),
+    ),
+    Mutant(
+        "index_of_a_sample_in_32_bits",
+        FORWARD,
+        "batch = (batch_head // num_heads).to(tl.int64)",
+        "batch = batch_head // num_heads",
+        (*SHORT_FORMS, "R7-"),
+    ),
+    Mutant(
+        "source_of_other_samples_read",
+        SDPA,
+        "zero_where(source_kv, ~use_source)",
+        "source_kv",
+        (*SHORT_FORMS, "R8-"),
     ),
 ]
