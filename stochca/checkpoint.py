@@ -268,14 +268,14 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, complaint: str) -> None:
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raise a ValueError where a moment has not the shape of its parameter, which torch does not look at."""
     for parameter, moments in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
             moment = moments.get(name, parameter)
             if moment is not None and getattr(moment, "shape", None) != parameter.shape:
                 raise ValueError(
-                    f"{complaint}: {name} of a parameter {tuple(parameter.shape)} has the shape "
+                    f"{name} of a parameter {tuple(parameter.shape)} has the shape "
                     f"{tuple(getattr(moment, 'shape', ()))}"
                 )
 

@@ -463,11 +463,11 @@ class Trainer:
         complaint = f"{self.output / files.STATE} does not fit {self.options.model}"
         files.check_state_dict(self.model.target, state["model"], complaint)
         try:
-            self._restore_parts(state, complaint)
-        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:
+            self._restore_parts(state)
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{complaint}: {error}") from error
 
-    def _restore_parts(self, state: dict[str, Any], complaint: str) -> None:
+    def _restore_parts(self, state: dict[str, Any]) -> None:
         distributed.load_model_state(self.model.target, state["model"])
         distributed.load_model_state(self.objective.losses, state["losses"])
         if self.average is not None:
@@ -475,7 +475,7 @@ class Trainer:
         if self.swad is not None:
             self.swad.restore(state["swad"], self.device)
         distributed.load_optimizer_state(self.module, self.optimizer, state["optimizer"])
-        files.check_optimizer(self.optimizer, complaint)
+        files.check_optimizer(self.optimizer)
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])

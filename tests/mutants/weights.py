@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant(
         "moments_of_another_shape_are_loaded",
         TRAIN,
-        "files.check_optimizer(self.optimizer, complaint)",
+        "files.check_optimizer(self.optimizer)",
         "str()",
         DAMAGED,
     ),
