@@ -272,12 +272,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raise a ValueError where a moment has not the shape of its parameter, which torch does not look at."""
     for parameter, moments in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
-            moment = moments.get(name, parameter)
-            if moment is not None and getattr(moment, "shape", None) != parameter.shape:
-                raise ValueError(
-                    f"{name} of a parameter {tuple(parameter.shape)} has the shape "
-                    f"{tuple(getattr(moment, 'shape', ()))}"
-                )
+            moment = moments.get(name)
+            # Some optimizers have one number for all of a parameter.
+            if isinstance(moment, torch.Tensor) and moment.ndim and moment.shape != parameter.shape:
+                shapes = tuple(parameter.shape), tuple(moment.shape)
+                raise ValueError(f"{name} of a parameter must have its shape {shapes[0]}, got {shapes[1]}")
 
 
 def save_config(path: Path, options: dict[str, Any]) -> None:
