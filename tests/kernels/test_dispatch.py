@@ -33,23 +33,21 @@ pytestmark = [
 
 @pytest.fixture
 def launched(monkeypatch):
-    """The kind of every launch: kernel, tiles, and what it was compiled for."""
+    """The kind of every launch, which computes nothing: kernel, tiles, and what it was compiled for."""
     kinds = []
 
     class Recorder:
-        def __init__(self, name, kernel):
-            self.name, self.kernel = name, kernel
+        def __init__(self, name):
+            self.name = name
 
         def __getitem__(self, grid):
-            def run(*args, **constants):
-                kinds.append((self.name, tuple(sorted(constants.items(), key=str))))
-                return self.kernel[grid](*args, **constants)
-
-            return run
+            return lambda *args, **constants: kinds.append(
+                (self.name, tuple(sorted(constants.items(), key=str)))
+            )
 
     for module in MODULES:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, Recorder(name, getattr(module, name)))
+            monkeypatch.setattr(module, name, Recorder(name))
     return kinds
 
 
@@ -159,11 +157,12 @@ def test_a_compiled_model_runs_the_kernels_and_a_third_batch_size_compiles_nothi
 
     def build():
         torch.manual_seed(0)
-        target = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=2)
+        small = {"img_size": 32, "num_classes": 3, "embed_dim": 32, "num_heads": 1, "depth": 2}
+        target = timm.create_model("vit_tiny_patch16_224", **small)
         return stochca.StochCA(target.to(DEVICE), impl="triton").train()
 
     eager, compiled = build(), build()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = torch._dynamo.testing.CompileCounter()
     compiled.compile(fullgraph=True, backend=counter)
     graphs = []
     for batch in (2, 3, 4):
