@@ -128,7 +128,7 @@ def test_error_over_scratch_memory_is_at_most_twice_that_of_eager_torch(coin, so
     assert_exact_enough(Case(length=70, len_source=150), coin, source_q=source_q)
 
 
-@pytest.mark.parametrize("length", [1, 16, 17, 197, 208, 257, 272, 273, 785])
+@pytest.mark.parametrize("length", [1, 16, 17, 197, 208, 257, 272, 273, 401])
 def test_any_length_of_the_source(length):
     assert_exact_enough(Case(length=20, len_source=length, heads=1, batch=1), True, source_q="projected")
 
