@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs mutants matrix stress clean
+.PHONY: help install demo test lint form types pages docs mutants matrix stress clean
 
 help:                   ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -21,18 +21,25 @@ install: $(READY)       ## create .venv with the pinned packages
 demo: $(READY)          ## fine-tune a small ViT on real images: plain, with StochCA, with controls
 	$(BIN)/python -m bench.demo --output runs/demo
 
-lint: $(READY)          ## format, lint, types, import contract and rendered pages
+lint: form types pages  ## format, lint, types, import contract and rendered pages
+
+form: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+types: $(READY)
+	$(BIN)/mypy
+
+pages: $(READY)
 	$(BIN)/python -m bench.report --check
 
 docs: $(READY)          ## build the pages into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test: lint docs         ## lint, types, import contract, rendered pages, the site and tests
-	$(BIN)/python -m pytest --numprocesses 2
+test: $(READY)          ## lint, types, import contract, rendered pages, the site and tests
+	$(MAKE) --jobs 2 lint docs
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 mutants: $(READY)       ## break the code on purpose and watch the tests fail
 	$(BIN)/python -m tests.mutants
