@@ -207,10 +207,12 @@ def torchrun_restarts() -> None:
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
         "--max-restarts", "1", "-m", "tests.scorecard.ranks", *arguments_of(output, **RUN),
     ]  # fmt: skip
+    # The processes that are started again would read addresses of those before them from a store that
+    # torchrun shares: github.com/pytorch/pytorch/issues/135712.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert output.with_suffix(".yaml.restarted").exists(), "nobody was started again"
     check_same_run(output, undisturbed())
