@@ -3,7 +3,10 @@
 Of outputs and of gradients the set of the elements that are not finite is compared with that of the
 reference in float64, for one NaN, +inf or -inf in one element of one input. Which of the three comes out is
 compared for outputs of a NaN alone: the reference adds up infinities of both signs in an order of its own.
-The key bias is left out: it cancels, and what computes no keys does not read it.
+
+Left out is what cancels and is not computed: the key bias and its gradient, and for few rows, which compute
+no values either, the gradient of the value bias and all gradients through it. So are the gradients of SDPA
+for infinities: torch's own, it gives other values none where a score is infinite.
 """
 
 import math
@@ -62,7 +65,7 @@ def _spread(call: Call, every: bool) -> Figures:
                 place = _place(call, name, tensors[name])
                 changed = tensors[name].clone()
                 changed[place] = VALUES[kind]
-                _assert_same_set(call, tensors | {name: changed}, f"{kind} in {name}{list(place)}", kind)
+                _assert_same_set(call, tensors | {name: changed}, name, kind)
                 count += 1
     return {"cases": count}
 
@@ -74,17 +77,24 @@ def _place(call: Call, name: str, tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(n // 2 for n in tensor.shape)
 
 
-def _assert_same_set(call: Call, tensors: Tensors, what: str, kind: str) -> None:
+def _assert_same_set(call: Call, tensors: Tensors, changed: str, kind: str) -> None:
+    is_few, of_bias = call.lengths[0] < call.head_dim, changed.endswith("bias")
     actual = run(call, tensors, call.impl)
     exact = run(call, tensors, "reference", torch.float64)
     for name, value in actual.items():
         expected = exact[name]
+        if is_few and (name == "dbias" or (of_bias and name not in OUTPUTS)):
+            continue
+        if call.impl == "sdpa" and kind != "NaN" and name not in OUTPUTS:
+            continue
+        if name == "dbias":  # that of the values
+            value, expected = value.chunk(2)[1], expected.chunk(2)[1]
         differ = value.isfinite() != expected.isfinite()
         if kind == "NaN" and name in OUTPUTS:
             differ |= value.isnan() != expected.isnan()
         assert not differ.any(), (
-            f"{what}: {name} is finite at {value.isfinite().sum()} of {value.numel()} elements, the other "
-            f"one at {expected.isfinite().sum()}; they differ first at {differ.nonzero()[0].tolist()}"
+            f"{kind} in {changed}: {name} is finite at {value.isfinite().sum()} of {value.numel()} elements, "
+            f"the other one at {expected.isfinite().sum()}; first {differ.nonzero()[0].tolist()} differs"
         )
 
 
