@@ -111,8 +111,11 @@ def left_of(output: Path) -> float:
 
 
 def killed(command: list[str], output: Path, kind: str, share: float) -> Child:
-    """Start a command, and kill it when about a share of it is done; earlier where it ends before."""
+    """Start a command, and kill it when about a share of it is done; begin again where it ends before."""
     expected = uninterrupted()
+    before = output.with_name("before")
+    if output.exists():
+        shutil.copytree(output, before)
     while True:
         if kind == "call":
             fault = functools.partial(watch_saves, die_at=1 + int(share * expected.calls))
@@ -139,9 +142,13 @@ def killed(command: list[str], output: Path, kind: str, share: float) -> Child:
             child.signal(signal.SIGKILL)
         code = child.end()
         if code == -signal.SIGKILL:
+            shutil.rmtree(before, ignore_errors=True)
             return child
         assert code == 0, f"ended with {code} before it was killed: {child.said()}"
         share /= 2
+        shutil.rmtree(output)
+        if before.exists():
+            shutil.copytree(before, output)
 
 
 def watch_saves(events: Any, die_at: int = 0) -> None:
