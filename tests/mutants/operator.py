@@ -372,7 +372,7 @@ MUTANTS = [
         "stochca_kernels/tiles.py",
         "return tuple(row for row in rows if row.block_n)",
         "return rows",
-        (*TRITON, "-k", "eager_torch"),
+        (*TRITON, "-k", "eager_torch and mixed and Ns"),
     ),
     Mutant(
         "too_large_rows_not_replaced",

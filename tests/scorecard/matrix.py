@@ -3,6 +3,7 @@
 import atexit
 import functools
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -77,7 +78,8 @@ def cases(long: bool) -> Iterator[Case]:
     yield Case("contents of wheel and sdist", _contents)
     for environment in ENVIRONMENTS:
         yield Case(environment.name, _tested(environment))
-    yield Case("known vulnerabilities", _vulnerabilities)
+    yield Case("known vulnerabilities of the dependencies", _vulnerabilities(declared=True))
+    yield Case("known vulnerabilities of what they bring", _vulnerabilities(declared=False))
 
 
 @functools.cache
@@ -147,15 +149,25 @@ def _call_command(venv: Venv, exporting: bool) -> None:
         venv.run(venv.python, "-c", code)
 
 
-def _vulnerabilities() -> Figures:
-    """Of every release that is installed with the project today."""
+@functools.cache
+def _releases() -> dict[str, tuple[str, str]]:
+    """Every release that is installed with the project today, by its name in small letters."""
     wheel, _, _ = _distributions()
     with empty("3.13") as venv:
-        text = venv.pip("install", "--dry-run", "--ignore-installed", "--report", "-", wheel)
-    releases = [
-        (entry["metadata"]["name"], entry["metadata"]["version"]) for entry in json.loads(text)["install"]
-    ]
-    return {
-        "cases": 1,
-        "releases_looked_up": vulnerabilities.check([r for r in releases if r[0] != "stochca"]),
-    }
+        report = venv.pip("install", "--dry-run", "--ignore-installed", "--report", "-", wheel)
+    entries = [entry["metadata"] for entry in json.loads(report)["install"]]
+    return {entry["name"].lower(): (entry["name"], entry["version"]) for entry in entries}
+
+
+def _vulnerabilities(declared: bool) -> Callable[[], Figures]:
+    """Of the dependencies that are declared, or of all others that are installed with them."""
+
+    def check() -> Figures:
+        wheel, _, _ = _distributions()
+        names = {re.split(r"[\[=]", text)[0].lower() for text in distributions.oldest_of(wheel)}
+        releases = {name: release for name, release in _releases().items() if name != "stochca"}
+        assert names <= releases.keys(), f"{names - releases.keys()} are declared and not installed"
+        asked = [release for name, release in releases.items() if (name in names) == declared]
+        return {"cases": 1, "releases_looked_up": vulnerabilities.check(asked)}
+
+    return check
