@@ -7,9 +7,9 @@ KERNELS = ("stochca_kernels",)
 ROWS = (
     Row(
         "R1",
-        "architectures of timm that StochCA drives, a small instance of each: logits in evaluation, in training at "
-        "p = 0 with all tokens computed, and with `attn_layer=StochCAAttention` where timm takes one, are timm's own "
-        "bit for bit, and those of class rows alone in float64 to 1e-12; every other architecture is refused by name",
+        "architectures of timm that StochCA drives, a small instance of each: logits in evaluation, in "
+        "training at p = 0 with all tokens computed, and with `attn_layer=StochCAAttention` where timm takes "
+        "one, are timm's own bit for bit, those of class rows alone in float64 to 1e-12; all others are refused",
         "all",
         "timm_parity.cases",
         at_least=273,
