@@ -9,7 +9,7 @@ that survives is a fact that no test checks.
 import argparse
 import sys
 
-from tests.mutants import dense, engine, export, images, method, operator, weights
+from tests.mutants import dense, engine, export, images, method, operator, packaging, weights
 from tests.mutants.mutant import Workshop
 
 MUTANTS = [
@@ -20,6 +20,7 @@ MUTANTS = [
     *weights.MUTANTS,
     *images.MUTANTS,
     *export.MUTANTS,
+    *packaging.MUTANTS,
 ]
 
 
