@@ -125,3 +125,8 @@ def test_the_number_of_classes_must_fit(folder):
     images.classes = None
     with pytest.raises(ValueError, match="give --num-classes"):
         number_of_classes(images, None)
+
+
+def test_what_timm_does_not_know_is_refused_by_its_name(tmp_path):
+    with pytest.raises(ValueError, match="--dataset torch/nothing is not known to timm: Unknown"):
+        open_images(str(tmp_path), "torch/nothing", "train", is_training=True)

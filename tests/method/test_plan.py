@@ -120,3 +120,10 @@ def test_replayed_coins_are_checked():
             replay([True, blend], 2, 4)
     with pytest.raises(TypeError, match="got int"):
         replay([True, 1], 2, 4)
+
+
+def test_a_process_is_one_of_all():
+    coins = CoinSampler(0.5, 4)
+    for rank in (-1, 2):
+        with pytest.raises(ValueError, match=f"rank must be from 0 to 1, got {rank}"):
+            coins.spread(rank, 2)

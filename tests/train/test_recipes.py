@@ -76,3 +76,8 @@ def test_the_name_of_no_recipe_is_a_file_that_is_not_there(capsys):
     with pytest.raises(SystemExit):
         main(["finetune", "--config", "cub_449"])
     assert "cub_449" in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_none_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match=rf"there is no recipe 'cub_1', only .*{recipe_names()[-1]}"):
+        recipe_path("cub_1")

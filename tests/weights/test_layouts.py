@@ -10,6 +10,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN
 from torchvision.models import vit_b_16
 
+from stochca.weights import layouts
 from stochca.weights.creation import create_vit
 from stochca.weights.facts import norm_eps
 from stochca.weights.layouts import TORCHVISION, layout_of, to_torchvision
@@ -262,3 +263,9 @@ def test_hugging_face_clip_computes_the_same_in_timm(hugging_face, tmp_path):
     torch.testing.assert_close(logits(ours, make_images()), expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="activation function: the model has GELU, it has QuickGELU"):
         create_vit("vit_base_patch16_clip_224", weights, **SIZES)
+
+
+def test_queries_without_their_keys_and_values_are_named():
+    state = {"blocks.0.attn.q.weight": torch.zeros(4, 4), "blocks.0.attn.k.weight": torch.zeros(4, 4)}
+    with pytest.raises(ValueError, match=r"^blocks\.0\.attn\.q\.weight has no k and v beside it$"):
+        layouts._joined(state)
