@@ -113,7 +113,7 @@ def left_of(output: Path) -> float:
 def killed(command: list[str], output: Path, kind: str, share: float) -> Child:
     """Start a command, and kill it when about a share of it is done; begin again where it ends before."""
     expected = uninterrupted()
-    before = output.with_name("before")
+    before = output.with_name(f"{output.name}-before")
     if output.exists():
         shutil.copytree(output, before)
     while True:
