@@ -58,7 +58,7 @@ def attention_reference(
     if isinstance(kv, Projection):  # the weight's gradient is a sum over samples, and 0 * NaN is NaN
         kv = kv._replace(x=torch.where(use_source[:, None, None], 0, kv.x))
     own, source = pair(kv), pair(source_kv)
-    out = torch.zeros_like(q)
+    out = q.clone()  # of an empty batch too, so that gradients reach it
     for b, coin in enumerate(use_source.tolist()):
         k, v = source if coin else own
         out = out.index_copy(0, torch.tensor([b], device=q.device), attend(q[b], k[b], v[b], scale)[0][None])

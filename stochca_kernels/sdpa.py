@@ -47,8 +47,10 @@ def attention_sdpa(
         if kv[0].shape == source_kv[0].shape:
             pair = torch.where(coin, source_kv[0], kv[0]), torch.where(coin, source_kv[1], kv[1])
             return _attend(q, pair, scale), source_out
-    own = _attend(q, zero_where(kv, use_source), scale)
-    return torch.where(coin, _attend(q, zero_where(source_kv, ~use_source), scale), own), source_out
+    # Queries too: NaN in those of other samples would reach a weight's gradient as 0 * NaN, and the reverse.
+    own = _attend(q.masked_fill(coin, 0), zero_where(kv, use_source), scale)
+    source = _attend(q.masked_fill(~coin, 0), zero_where(source_kv, ~use_source), scale)
+    return torch.where(coin, source, own), source_out
 
 
 def _attend(q: Tensor, kv: KV, scale: float) -> Tensor:

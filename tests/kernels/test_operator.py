@@ -193,6 +193,40 @@ def test_nan_in_an_unselected_projection_reaches_nothing(x, impl):
 
 
 @impls
+@pytest.mark.parametrize("len_q", [1, 26], ids=["few", "full"])
+def test_nan_in_the_queries_of_a_sample_that_reads_the_source_reaches_no_weight(impl, len_q):
+    q = make_inputs(3, 2, len_q, 1, 1, 24, device=DEVICE).q
+    q[1] = torch.nan
+    leaves = [leaf(t) for t in projection(3, 19)[:3]]
+    coin = torch.tensor([False, True, False], device=DEVICE)
+    out = stochca_attention(q, Projection(*leaves), projection(3, 33, seed=1), coin, impl=impl)
+    for grad in torch.autograd.grad(out.sum(), leaves):
+        assert grad.isfinite().all()
+
+
+@impls
+@pytest.mark.parametrize("len_q", [1, 26], ids=["few", "full"])
+def test_nan_in_a_weight_reaches_no_sample_of_the_other_side(impl, len_q):
+    coin = torch.tensor([False, True, False], device=DEVICE)
+    for side, others in ((0, coin), (1, ~coin)):
+        sides = [projection(3, 19), projection(3, 33, seed=1)]
+        sides[side].weight[50] = torch.nan
+        q = leaf(make_inputs(3, 2, len_q, 1, 1, 24, device=DEVICE).q)
+        out = stochca_attention(q, *sides, coin, impl=impl)
+        assert out[others].isfinite().all()
+        assert torch.autograd.grad(out.sum(), q)[0][others].isfinite().all()
+
+
+@impls
+def test_an_empty_batch_of_coins_gives_empty_gradients(impl):
+    x = make_inputs(0, 2, 21, 19, 33, 24, device=DEVICE)
+    leaves = [leaf(t) for t in (x.q, *x.kv)]
+    out = stochca_attention(leaves[0], tuple(leaves[1:]), x.source_kv, coin_of("mixed", 0), impl=impl)
+    for t, grad in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
+        assert grad.shape == t.shape
+
+
+@impls
 def test_pairs_that_no_sample_reads_get_zero_gradients(x, impl):
     for coin in (True, torch.ones(3, dtype=torch.bool, device=DEVICE)):
         k, v = (leaf(t) for t in x.kv)
