@@ -8,14 +8,25 @@ import re
 import resource
 import subprocess
 import sys
+import typing
 
 import pytest
 import yaml
 
 pytest.importorskip("jsonargparse")
 
+from stochca.analysis.options import AnalyzeOptions
 from stochca.cli import main
-from stochca.config import INTERPOLATIONS, EvaluateOptions, FinetuneOptions, InfoOptions, flag
+from stochca.config import (
+    INTERPOLATIONS,
+    DomainBedOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    InfoOptions,
+    flag,
+)
+from stochca.export.options import ExportOptions
+from stochca.sweep.options import SweepOptions
 from stochca.train import Trainer, finetune
 from stochca.weights.options import ConvertOptions
 from tests.train.image_folder import write_images
@@ -389,3 +400,20 @@ def test_info_names_the_implementation_and_the_reason(capsys):
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["implementation"].strip().startswith("sdpa: ")
     assert {"stochca", "torch", "timm", "triton", "CUDA", "device"} <= lines.keys()
+
+
+def kinds_of(hint):
+    """The plain types that a type hint is made of."""
+    if typing.get_origin(hint) is typing.Literal:
+        return {type(value) for value in typing.get_args(hint)}
+    parts = [kinds_of(part) for part in typing.get_args(hint)]
+    return set().union(*parts) if parts else {hint}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [FinetuneOptions, DomainBedOptions, SweepOptions, EvaluateOptions, ExportOptions, AnalyzeOptions],
+)
+def test_no_option_is_a_class_that_a_file_could_name(options):
+    for name, hint in typing.get_type_hints(options).items():
+        assert kinds_of(hint) <= {str, int, float, bool, type(None), typing.Any}, name
