@@ -142,8 +142,8 @@ def floors(call: Call, tensors: Tensors) -> Floors:
             most_scores = max(most_scores, _largest(scores[chosen].abs()))
             probs = scores.softmax(-1) * chosen[:, None, None, None]
             terms = t["grad"].abs() @ v.abs().mT
-            weights = t["grad"].abs().sum(-1).amax() * max(_largest(v.abs()), *_value_weights(t))
-            products = max(products, 4 * _largest(terms), 4 * weights.item())
+            weights = _largest(t["grad"].abs().sum(-1)) * max(_largest(v.abs()), *_value_weights(t))
+            products = max(products, 4 * _largest(terms), 4 * weights)
             of_lse = math.expm1(min(FLOAT32 * _largest(scores[chosen].abs()), 700.0))
             rounded = probs * terms * (2 * torch.finfo(call.dtype).eps + of_lse)
             dq += rounded @ k.abs() * abs(call.factor)
