@@ -13,7 +13,7 @@ EXACT = ("tests/method/test_exact.py",)
 TRITON = ("tests/kernels/test_triton.py",)
 ACCURACY = (*TRITON, "-k", "eager_torch and self and (N1-D32 or N16-D32 or N17-D32)")
 # More keys than lie on chip at once
-LONG = (*TRITON, "-k", "eager_torch and self-B2-H1-N209-D32-fp32")
+LONG = (*TRITON, "-k", "eager_torch and self and B2-H1-N209-D32-fp32")
 SOFTMAX = "stochca_kernels/softmax.py"
 PROJECTED = "stochca_kernels/projected.py"
 JOINT = "stochca_kernels/backward_joint.py"
@@ -63,14 +63,14 @@ MUTANTS = [
         BACKWARD,
         "(source_k_ptr, stride_skn, source_v_ptr, stride_svn, len_source_kv),",
         "(source_k_ptr, stride_skn, v_ptr, stride_svn, len_source_kv),",
-        (*TRITON, "-k", "eager_torch and mixed-B2-H1-N1-D32"),
+        (*TRITON, "-k", "eager_torch and mixed and B2-H1-N1-D32"),
     ),
     Mutant(
         "key_mask_dropped",
         SOFTMAX,
         "logits = tl.where((start + tl.arange(0, ROWS))[None, :] < len_kv,",
         "logits = tl.where((start + tl.arange(0, ROWS))[None, :] < len_kv + ROWS,",
-        (*TRITON, "-k", "eager_torch and self-B2-H1-N65-D72-fp32"),
+        (*TRITON, "-k", "eager_torch and self and B2-H1-N65-D72-fp32"),
     ),
     Mutant(
         "key_mask_dropped_in_dq",
@@ -246,7 +246,7 @@ MUTANTS = [
         JOINT,
         "tl.program_id(0).to(tl.int64) * len_q",
         "batch * len_q",
-        (*TEST_JOINT, "-k", "eager_torch and self and fp16"),
+        (*TEST_JOINT, "-k", "eager_torch and self and (H2 or H3)"),
     ),
     Mutant(
         "dq_of_the_source_from_the_own_pair",
@@ -358,7 +358,7 @@ MUTANTS = [
         SOFTMAX,
         "            columns = start + tl.arange(0, keys[i].shape[0])",
         "            columns = tl.arange(0, keys[i].shape[0])",
-        (*TRITON, "-k", "eager_torch and self-B2-H1-N65-D32"),
+        (*TRITON, "-k", "eager_torch and self and B2-H1-N65-D32"),
     ),
     Mutant(
         "packed_gradient_of_keys_and_values_swapped",
