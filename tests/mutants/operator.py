@@ -246,7 +246,7 @@ MUTANTS = [
         JOINT,
         "tl.program_id(0).to(tl.int64) * len_q",
         "batch * len_q",
-        (*TEST_JOINT, "-k", "eager_torch and self and (H2 or H3)"),
+        (*TEST_JOINT, "-k", "eager_torch and (H2 or H3)"),
     ),
     Mutant(
         "dq_of_the_source_from_the_own_pair",
