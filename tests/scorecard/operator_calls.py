@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stochca_kernels import Projection, stochca_attention
-from stochca_kernels.projection import KV, unpack
+from stochca_kernels.projection import KV, pair_of, project, unpack
 
 Tensors = dict[str, Tensor]
 
@@ -29,6 +29,9 @@ DTYPES = {"triton": (torch.float32, torch.float16), "sdpa": (torch.float32, torc
 OUTPUTS = ("out", "source_out")
 # What receives a gradient, where a call has it.
 LEAVES = ("qkv", "q", "k", "v", "x", "weight", "bias")
+# What `run` takes for eager torch over the tokens of projections, without keys and values; and for eager
+# torch in a wider dtype, what is projected rounded to that of the call.
+ASSOCIATED, WIDE = "associated", "wide"
 KEPT = ("source_rstd", "coins")  # of a dtype of their own
 
 
@@ -79,6 +82,12 @@ class Call(NamedTuple):
     def factor(self) -> float:
         """What multiplies the scores."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def is_associated(self) -> bool:
+        """Whether few rows ask projections, so that keys and values need not be computed."""
+        read = {"projection"} & {self.own, self.source}
+        return bool(read) and self.batch > 0 and self.source_q == "none" and self.lengths[0] < self.head_dim
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -219,10 +228,35 @@ def run(call: Call, tensors: Tensors, impl: str, dtype: torch.dtype | None = Non
         tensors = {name: t if name in KEPT else t.to(dtype) for name, t in tensors.items()}
     tensors = tensors | {name: tensors[name].detach().requires_grad_() for name in call.leaves}
     with interpreted(call.fuses):
-        out, source_out = attend(call, tensors, impl)
-        grads = torch.autograd.grad(out, [tensors[name] for name in call.leaves], tensors["grad"])
+        out, source_out = associated(call, tensors) if impl == ASSOCIATED else attend(call, tensors, impl)
+        leaves = [tensors[name] for name in call.leaves]
+        grads = torch.autograd.grad(out, leaves, tensors["grad"], materialize_grads=impl == ASSOCIATED)
     outputs = {"out": out.detach()} | ({} if source_out is None else {"source_out": source_out})
     return outputs | {f"d{name}": grad for name, grad in zip(call.leaves, grads, strict=True)}
+
+
+def associated(call: Call, t: Tensors) -> tuple[Tensor, None]:
+    """Eager torch over the tokens of projections: scores are (q W_k) x', outputs (P x) W_v' + b_v."""
+    q, *own = unpack(t["qkv"]) if call.own == "packed" else (t["q"], t.get("k"), t.get("v"))
+    rows = []
+    for b, coin in enumerate([call.coins] * call.batch if isinstance(call.coins, bool) else call.coins):
+        prefix, kind = ("source_", call.source) if coin else ("", call.own)
+        if kind != "projection":
+            k, v = (t["source_k"], t["source_v"]) if coin else own
+            rows.append((q[b] @ k[b].mT * call.factor).softmax(-1) @ v[b])
+            continue
+        x = t[f"{prefix}x"][b]
+        if f"{prefix}rstd" in t:
+            x = (x * t[f"{prefix}rstd"][b, :, None]).to(x.dtype)
+        k_weight, v_weight = t[f"{prefix}weight"].unflatten(0, (2, call.heads, call.head_dim))
+        bias = t.get(f"{prefix}bias", x.new_zeros(2 * call.heads * call.head_dim))
+        k_bias, v_bias = bias.view(2, call.heads, 1, call.head_dim)
+        queries = (q[b] @ k_weight).to(call.dtype).to(x.dtype)
+        mixed = (
+            (((queries @ x.mT + q[b] @ k_bias.mT) * call.factor).softmax(-1) @ x).to(call.dtype).to(x.dtype)
+        )
+        rows.append(mixed @ v_weight.mT + v_bias)
+    return torch.stack(rows), None
 
 
 def attend(call: Call, t: Tensors, impl: Any) -> tuple[Tensor, Tensor | None]:
@@ -243,12 +277,24 @@ def attend(call: Call, t: Tensors, impl: Any) -> tuple[Tensor, Tensor | None]:
         source_q = Projection(t["source_x"], t["source_q_weight"], None, t.get("source_rstd"))
     coins = call.coins if isinstance(call.coins, bool) else t["coins"]
     q = t["qkv"] if call.own == "packed" else t["q"]
+    if impl == WIDE:
+        impl, own, source = "reference", rounded(call, own), rounded(call, source)
+        if isinstance(source_q, Projection):
+            source_q = project(source_q, call.heads, parts=1)[0].to(call.dtype).to(q.dtype)
     if impl == "reference" and q.ndim == 5:
         q, *kv = unpack(q)
         own = (kv[0], kv[1])
     if source_q is None:
         return stochca_attention(q, own, source, coins, scale=call.scale, impl=impl), None
     return stochca_attention(q, own, source, coins, source_q=source_q, scale=call.scale, impl=impl)
+
+
+def rounded(call: Call, side: KV) -> KV:
+    """Keys and values of one side, those that are projected rounded to the dtype of the call."""
+    if not isinstance(side, Projection):
+        return side
+    k, v = pair_of(side, call.heads)
+    return k.to(call.dtype).to(k.dtype), v.to(call.dtype).to(v.dtype)
 
 
 @contextlib.contextmanager

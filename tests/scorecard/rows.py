@@ -8,8 +8,9 @@ ROWS = (
     Row(
         "R1",
         "architectures of timm that StochCA drives, a small instance of each: logits in evaluation, in "
-        "training at p = 0 with all tokens computed, and with `attn_layer=StochCAAttention` where timm takes "
-        "one, are timm's own bit for bit, those of class rows alone in float64 to 1e-12; all others are refused",
+        "training at p = 0 with all tokens computed, and with `attn_layer=StochCAAttention` where timm "
+        "takes one, are timm's own bit for bit, those of class rows alone in float64 to 1e-12; all others "
+        "are refused",
         "all",
         "timm_parity.cases",
         at_least=273,
@@ -17,9 +18,9 @@ ROWS = (
     Row(
         "R2",
         "random calls of the operator (0 to 4,097 tokens, empty batches, head sizes 16 to 128, permuted, "
-        "expanded and misaligned layouts, coins, scales from 1e-8 to 1e4), interpreted kernels in float32 and "
-        "float16, SDPA in bfloat16 too: errors against float64 at most 2 times those of eager torch, those of "
-        "gradients 3 times or the rounding of their terms, where scores are below 2^20",
+        "expanded and misaligned layouts, coins, scales from 1e-8 to 1e4), interpreted kernels in float32 "
+        "and float16, SDPA in bfloat16 too: errors against float64 at most 2 times those of eager torch, "
+        "those of gradients 3 times or the rounding of their terms, where scores are below 2^20",
         "0 of 2,000 off",
         "operator_cases.cases",
         KERNELS,
@@ -28,8 +29,8 @@ ROWS = (
     Row(
         "R3",
         "gradients eager, checkpointed, recomputed, compiled per block and under autocast, of "
-        "self-attention, cross-attention and both: equal bit for bit, compiled ones in float32 to 1e-6, and "
-        "from float64 at most 2 times as far as those of timm's eager blocks",
+        "self-attention, cross-attention and both: equal bit for bit, compiled ones in float32 to 1e-6, "
+        "and from float64 at most 2 times as far as those of timm's eager blocks",
         "all",
         "gradient_parity.cases",
     ),
@@ -49,8 +50,8 @@ ROWS = (
     ),
     Row(
         "R5",
-        "`torch.library.opcheck` of every operator, 4 utilities, contiguous and permuted, float32 and float16; "
-        "gradcheck and gradgradcheck of the reference; second order of the others refused by name",
+        "`torch.library.opcheck` of every operator, 4 utilities, contiguous and permuted, float32 and "
+        "float16; gradcheck and gradgradcheck of the reference; second order of the others refused by name",
         "all",
         "operator_contracts.cases",
         KERNELS,
@@ -65,8 +66,8 @@ ROWS = (
     ),
     Row(
         "R7",
-        "kernels whose compiled code, on 5 GPUs in bfloat16 and float32, computes every offset that can pass "
-        "2^31 elements in 64 bits, for strides up to 2^31 and lengths up to 2^23",
+        "kernels whose compiled code, on 5 GPUs in bfloat16 and float32, computes every offset that can "
+        "pass 2^31 elements in 64 bits, for strides up to 2^31 and lengths up to 2^23",
         "all",
         "offsets.cases",
         KERNELS,
@@ -88,8 +89,8 @@ ROWS = (
     ),
     Row(
         "R9",
-        "training runs killed (SIGKILL) at random moments, also while they save, also resumed with "
-        "another number of workers: final weights identical to those of a run that was not",
+        "training runs killed (SIGKILL) at random moments, also while they save, also resumed with another"
+        " number of workers: final weights identical to those of a run that was not",
         "100 of 100",
         "kills.cases",
         at_least=100,
@@ -142,8 +143,8 @@ ROWS = (
     ),
     Row(
         "R16",
-        "growth of memory at the same point of a step, over 2,000 steps of random coins, shapes, losses and "
-        "evaluations",
+        "growth of memory at the same point of a step, over 2,000 steps of random coins, shapes, losses "
+        "and evaluations",
         "0 B on the device, under 1 KB per step on the host",
         "memory.cases",
     ),
@@ -165,29 +166,29 @@ ROWS = (
     ),
     Row(
         "R19",
-        "line and branch coverage of `stochca` and `stochca_kernels`, interpreted kernels included; "
-        "unsafe loads found in the source",
+        "line and branch coverage of `stochca` and `stochca_kernels`, interpreted kernels included; unsafe"
+        " loads found in the source",
         "95 %; 0",
         "coverage.cases",
     ),
     Row(
         "R20",
-        "a small ViT trained 200 steps with the kernels and with SDPA: from the reference at most 4 times as "
-        "far as runs of it in which attention differs by one rounding, float32 and float16",
+        "a small ViT trained 200 steps with the kernels and with SDPA: from the reference at most 4 times "
+        "as far as runs of it in which attention differs by one rounding, float32 and float16",
         "all",
         "training.cases",
     ),
     Row(
         "R20-gpu",
-        "a small ViT trained 500 steps with the kernels: from the reference at most 4 times as far as runs "
-        "of it in which attention differs by one rounding, float32, float16 and bfloat16",
+        "a small ViT trained 500 steps with the kernels: from the reference at most 4 times as far as runs"
+        " of it in which attention differs by one rounding, float32, float16 and bfloat16",
         "all",
         "training.gpu_cases",
     ),
     Row(
         "R21",
-        "oldest and newest supported Python, torch, timm, Triton and NumPy; wheel and sdist installed "
-        "into empty environments and tested there; known vulnerabilities of the dependencies",
+        "oldest and newest supported Python, torch, timm, Triton and NumPy; wheel and sdist installed into"
+        " empty environments and tested there; known vulnerabilities of the dependencies",
         "green; 0",
         "matrix.cases",
         ("stochca", "stochca_kernels", "setup.py"),
