@@ -41,7 +41,13 @@ MUTANTS = [
         "sum([*terms.values()][:1], start=",
         RUNS,
     ),
-    Mutant("a_loss_is_not_optimized", TRAIN, "options, self.objective.companions)", "options)", RUNS),
+    Mutant(
+        "a_loss_is_not_optimized",
+        TRAIN,
+        "options, self.objective.companions)",
+        "options)",
+        ("tests/train/test_regularisation.py", "-k", "rates_of_layers"),
+    ),
     Mutant(
         "moving_average_is_not_resumed",
         TRAIN,
