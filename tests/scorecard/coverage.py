@@ -76,11 +76,12 @@ def run(name: str, tests: list[str]) -> Figures:
     """Run tests, and keep what they ran.
 
     A test that fails here has run fewer lines, not more: some, as those of how long something takes, may.
+    What pytest says goes to the log of the row.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         # Measuring is a debugger to Python, and some libraries warn about one.
-        pytest = ["pytest", "--numprocesses", "2", "-o", "filterwarnings=default", "-p", "no:cacheprovider"]
+        pytest = ["pytest", "--numprocesses", "2", "--dist", "worksteal", "-o", "filterwarnings=default"]
         result = subprocess.run(
             [sys.executable, "-m", "coverage", "run", f"--rcfile={CONFIG}", "-m", *pytest, *tests],
             cwd=ROOT,
@@ -89,6 +90,7 @@ def run(name: str, tests: list[str]) -> Figures:
             text=True,
             check=False,
         )
+        sys.stdout.write(result.stdout)
         # Tests that fail, and none at all, which is so where all are skipped, are no error of pytest.
         assert result.returncode in (0, 1, 5), result.stdout[-2000:] + result.stderr[-2000:]
         together = Coverage(data_file=str(file_of(name)), config_file=CONFIG)
