@@ -117,5 +117,9 @@ def test_as_attention_layer_of_a_timm_model():
 def test_a_source_of_another_width_is_refused():
     _, ours, _ = make_pair("plain")
     other = StochCAAttention(96, num_heads=6)
+    source_kv = other.double().source_kv(tokens().repeat(1, 1, 2))
     with pytest.raises(ValueError, match=r"source_kv.weight must have shape \(96, 96\)"):
-        ours(tokens(), source_kv=other.double().source_kv(tokens().repeat(1, 1, 2)))
+        ours(tokens().repeat(1, 3, 1), source_kv=source_kv)
+    # Few tokens are given keys and values.
+    with pytest.raises(ValueError, match=r"\(k\) must have shape \(2, 3, any, 16\), got \(2, 3, 7, 32\)"):
+        ours(tokens(), source_kv=source_kv)
