@@ -51,7 +51,7 @@ def _unharmed(tests: tuple[str, ...]) -> Callable[[], Figures]:
 def _one_and_none() -> Figures:
     """A fault is noticed by its tests; what changes nothing, planted in its place after it, is not."""
     mutant = next(mutant for mutant in MUTANTS if mutant.name == SHORT)
-    with Workshop(preloaded=("pytest",)) as workshop:
+    with Workshop(preloaded=("pytest", "torch")) as workshop:
         assert workshop.noticed(mutant)
         assert workshop.noticed(mutant._replace(new=f"({mutant.old})")) is None
     return {"cases": 2}
