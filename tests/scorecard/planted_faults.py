@@ -8,7 +8,7 @@ from tests.mutants.__main__ import MUTANTS
 from tests.mutants.mutant import Mutant, Workshop
 from tests.scorecard.row import Case, Figures
 
-SHORT = "fastest_rank_is_waited_for"
+SHORT, ITS_TEST = "fastest_rank_is_waited_for", ("tests/test_scaling.py", "-k", "expected_maximum")
 
 
 def cases(long: bool) -> Iterator[Case]:
@@ -50,7 +50,7 @@ def _unharmed(tests: tuple[str, ...]) -> Callable[[], Figures]:
 
 def _one_and_none() -> Figures:
     """A fault is noticed by its tests; what changes nothing, planted in its place after it, is not."""
-    mutant = next(mutant for mutant in MUTANTS if mutant.name == SHORT)
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == SHORT)._replace(tests=ITS_TEST)
     with Workshop(preloaded=("pytest", "torch")) as workshop:
         assert workshop.noticed(mutant)
         assert workshop.noticed(mutant._replace(new=f"({mutant.old})")) is None

@@ -177,7 +177,12 @@ def test_labels_of_the_plot_do_not_overlap(names, tmp_path, monkeypatch):
     from stochca.sweep.report import Estimate, Row
 
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: figures.append(self))
+
+    def save(self, path, **_):
+        figures.append(self)
+        Path(path).touch()
+
+    monkeypatch.setattr(Figure, "savefig", save)
     numbers = [(f"p={p}", p) for p in (0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0)]
     rows = []
     for name, p in [*numbers, *((name, None) for name in names)]:
