@@ -87,7 +87,7 @@ class Call(NamedTuple):
     def is_associated(self) -> bool:
         """Whether few rows ask projections, so that keys and values need not be computed."""
         read = {"projection"} & {self.own, self.source}
-        return bool(read) and self.batch > 0 and self.source_q == "none" and self.lengths[0] < self.head_dim
+        return bool(read) and self.batch > 0 and self.lengths[0] < self.head_dim
 
     @property
     def leaves(self) -> tuple[str, ...]:
