@@ -17,9 +17,9 @@ def make_checkout(root):
     return Results(root)
 
 
-def record(results, name, result):
-    """Write a result that measured the code as it is."""
-    where = {
+def where(results):
+    """Where and of which code a result was made: the code as it is."""
+    return {
         "machine": "a machine",
         "gpu": None,
         "versions": {"python": "3.11.7", "stochca": "0.1.0", "torch": "2.11.0", "triton": None},
@@ -27,8 +27,12 @@ def record(results, name, result):
         "dirty": False,
         "code": digests(["code"], results.root),
     }
+
+
+def record(results, name, result):
+    """Write a result that measured the code as it is."""
     path = results.root / "bench" / "results" / f"{name}.json"
-    path.write_text(json.dumps({**where, **result}))
+    path.write_text(json.dumps({**where(results), **result}))
 
 
 def timed(mean_ms, **others):

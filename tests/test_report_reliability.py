@@ -6,16 +6,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from bench.digest import digests
 from bench.report import reliability
-from tests.recorded import COMMIT, make_checkout
+from tests.recorded import make_checkout, where
 
 MEASURED = {
-    "machine": "a machine",
-    "gpu": None,
-    "versions": {"python": "3.11.7", "stochca": "0.1.0", "torch": "2.11.0", "triton": None},
-    "commit": COMMIT,
-    "dirty": False,
     "seconds": 300,
     "cases": 2000,
     "off": {},
@@ -36,7 +30,7 @@ def record(results, **measured):
     }
     for row in rows.values():
         if row["measured"]:
-            row["measured"] = {"code": digests(["code"], results.root), **row["measured"]}
+            row["measured"] = {**where(results), **row["measured"]}
     name = results.root / "bench" / "reliability.json"
     name.write_text(json.dumps({"rows": rows}).replace("_gpu", "-gpu"))
 
