@@ -28,6 +28,7 @@ from stochca_kernels.primitives import (
     dot_rows,
     head_base,
     load_parts,
+    load_queries,
     load_rows,
     store_rows,
     where_each,
@@ -136,16 +137,17 @@ def _dkdv_tile(
     IS_TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what the queries `start` to `start + ROWS` contribute to dV, and to dK up to the scale."""
-    # [ROWS, BLOCK_D]
-    q = load_rows(q_ptr, stride_qn, start, len_q, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
-    grad = load_rows(grad_ptr, stride_gn, start, len_q, ROWS, HEAD_DIM, BLOCK_D, IS_TAIL)
-    # [ROWS]
+    # q and grad [ROWS, BLOCK_D], lse and delta [ROWS]
     rows = start + tl.arange(0, ROWS)
     if IS_TAIL:
+        q = load_queries(q_ptr, stride_qn, start, len_q, ROWS, HEAD_DIM, BLOCK_D)
+        grad = load_queries(grad_ptr, stride_gn, start, len_q, ROWS, HEAD_DIM, BLOCK_D)
         # A row outside has no probabilities: exp2(logits - inf) = 0.
         lse = tl.load(lse_ptr + rows, mask=rows < len_q, other=float("inf"))
         delta = tl.load(delta_ptr + rows, mask=rows < len_q, other=0.0)
     else:
+        q = load_rows(q_ptr, stride_qn, start, len_q, ROWS, HEAD_DIM, BLOCK_D, False)
+        grad = load_rows(grad_ptr, stride_gn, start, len_q, ROWS, HEAD_DIM, BLOCK_D, False)
         lse = tl.load(lse_ptr + rows)
         delta = tl.load(delta_ptr + rows)
     # [BLOCK_N, ROWS], transposed so that both products below take it as it is

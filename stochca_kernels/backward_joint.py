@@ -27,7 +27,7 @@ from stochca_kernels.primitives import (
     dot_rows,
     head_base,
     load_parts,
-    load_rows,
+    load_queries,
     store_rows,
     zeros,
 )
@@ -84,9 +84,9 @@ def _attn_bwd_joint_kernel(
     # What does not change would fill registers that the sums need: it is computed again instead.
     for first_row in tl.range(0, len_q, BLOCK_M, disable_licm=True):
         # [BLOCK_M, BLOCK_D]
-        grad = load_rows(grad_ptr, stride_gn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-        out = load_rows(out_ptr, stride_on, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-        q = load_rows(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+        grad = load_queries(grad_ptr, stride_gn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D)
+        out = load_queries(out_ptr, stride_on, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D)
+        q = load_queries(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D)
         # [BLOCK_M]
         rows = first_row + tl.arange(0, BLOCK_M)
         delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)

@@ -33,6 +33,23 @@ def load_rows(
 
 
 @triton.jit
+def load_queries(
+    ptr, stride, start, length, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """As `load_rows` of a tail, but rows outside repeat the last one.
+
+    For sums over queries: the zero scores of rows of zeros would be NaN where a key is infinite.
+    """
+    rows = tl.minimum(start + tl.arange(0, ROWS), length - 1)
+    cols = tl.arange(0, BLOCK_D)
+    ptrs = ptr + rows.to(tl.int64)[:, None] * stride + cols[None, :]
+    if HEAD_DIM < BLOCK_D:
+        return tl.load(ptrs, mask=cols[None, :] < HEAD_DIM, other=0.0)
+    else:
+        return tl.load(ptrs)
+
+
+@triton.jit
 def store_rows(
     ptr,
     stride,

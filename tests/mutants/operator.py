@@ -52,6 +52,20 @@ MUTANTS = [
         OPERATOR,
     ),
     Mutant(
+        "infinite_key_meets_rows_of_zeros",
+        BACKWARD,
+        "q = load_queries(q_ptr, stride_qn, start, len_q, ROWS, HEAD_DIM, BLOCK_D)",
+        "q = load_rows(q_ptr, stride_qn, start, len_q, ROWS, HEAD_DIM, BLOCK_D, True)",
+        (*TRITON, "-k", "infinite_key"),
+    ),
+    Mutant(
+        "infinite_key_meets_rows_of_zeros_in_one_kernel",
+        JOINT,
+        "q = load_queries(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D)",
+        "q = load_rows(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)",
+        (*TRITON, "-k", "infinite_key"),
+    ),
+    Mutant(
         "only_k_switched",
         FORWARD,
         "(source_k_ptr, stride_skn, source_v_ptr, stride_svn, len_source_kv),",

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor
 
 from stochca_kernels import Projection
-from stochca_kernels.projection import pair_of, unpack
+from stochca_kernels.projection import pair_of, project, unpack
 from stochca_kernels.testing import assert_close_to_exact
 from tests.scorecard.operator_calls import (
     ASSOCIATED,
@@ -125,7 +125,7 @@ class Floors(NamedTuple):
     """What no implementation can be better than.
 
     Args:
-        errors: That are always allowed, by the name of a gradient.
+        errors: That are always allowed, by the name of an output or a gradient.
         spacing: Of numbers below the normal ones of the dtype, an error that is allowed everywhere.
         scores: The largest of all scores.
         products: What the output's gradient times values may come to on the way.
@@ -138,11 +138,12 @@ class Floors(NamedTuple):
 
 
 def floors(call: Call, tensors: Tensors) -> Floors:
-    """What may be off beside one rounding of the largest element, in each gradient.
+    """What may be off beside one rounding of the largest element, in each output and gradient.
 
-    The gradient of a score is a difference, `P (grad v' - rowsum(grad * out))`, and may cancel, as it does
-    where there is one key. Both terms are rounded once, and the probabilities `P` by as much as a log-sum-exp
-    in float32 is. Counted is what that comes to, at most, in all that is made of it.
+    An output is a mean of values, which may cancel: each of its terms is rounded once. So may the gradient
+    of a score, a difference `P (grad v' - rowsum(grad * out))`, as it does where there is one key: both terms
+    are rounded once, and the probabilities `P` by as much as a log-sum-exp in float32 is. Counted is what
+    that comes to, at most, in all that is made of it.
     """
     spacing = torch.finfo(call.dtype).smallest_normal * torch.finfo(call.dtype).eps
     t = {name: x if name in KEPT else x.double() for name, x in tensors.items()}
@@ -159,6 +160,8 @@ def floors(call: Call, tensors: Tensors) -> Floors:
         parts = (t.get(f"source_{name}") for name in ("x", "weight", "bias", "rstd"))
         source = pair_of(Projection(*parts), call.heads)
     coins = t["coins"] if "coins" in t else torch.full((call.batch,), call.coins is True)
+    rounding = torch.finfo(call.dtype).eps / 2
+    out, source_out = torch.zeros_like(q), torch.zeros(0)
     dq, dk, dv = torch.zeros_like(q), torch.zeros(0), torch.zeros(0)
     most_scores = products = 0.0
     for side, chosen in ((own, ~coins), (source, coins)):
@@ -167,18 +170,27 @@ def floors(call: Call, tensors: Tensors) -> Floors:
             scores = q @ k.mT * call.factor
             most_scores = max(most_scores, _largest(scores[chosen].abs()))
             probs = scores.softmax(-1) * chosen[:, None, None, None]
+            out += probs @ v.abs() * rounding
             terms = t["grad"].abs() @ v.abs().mT
             weights = _largest(t["grad"].abs().sum(-1)) * max(_largest(v.abs()), *_value_weights(t))
             products = max(products, 4 * _largest(terms), 4 * weights)
             of_lse = math.expm1(min(FLOAT32 * _largest(scores[chosen].abs()), 700.0))
-            rounded = probs * terms * (2 * torch.finfo(call.dtype).eps + of_lse)
-            dq += rounded @ k.abs() * abs(call.factor)
+            of_terms = probs * terms * (4 * rounding + of_lse)
+            dq += of_terms @ k.abs() * abs(call.factor)
             if side is own:
-                dk = rounded.mT @ q.abs() * abs(call.factor)
+                dk = of_terms.mT @ q.abs() * abs(call.factor)
                 dv = probs.mT @ t["grad"].abs() * of_lse
                 if call.own == "projection":  # through which they go on, rounded
-                    dv += (probs.mT @ t["grad"]).abs() * torch.finfo(call.dtype).eps
-    found = {"dq": dq, "dk": dk, "dv": dv, "dqkv": torch.cat((dq.flatten(), dk.flatten(), dv.flatten()))}
+                    dv += (probs.mT @ t["grad"]).abs() * 2 * rounding
+    if call.source_q != "none":
+        k, v = source
+        source_q = t.get("source_q")
+        if source_q is None:
+            asking = Projection(t["source_x"], t["source_q_weight"], None, t.get("source_rstd"))
+            (source_q,) = project(asking, call.heads, parts=1)
+        source_out = (source_q @ k.mT * call.factor).softmax(-1) @ v.abs() * rounding
+    found = {"out": out, "source_out": source_out, "dq": dq, "dk": dk, "dv": dv}
+    found["dqkv"] = torch.cat((dq.flatten(), dk.flatten(), dv.flatten()))
     if call.own == "projection" and dk.numel() > 0:
         rows = torch.cat([x.transpose(1, 2).flatten(2) for x in (dk, dv)], -1)
         found["dbias"] = rows.sum((0, 1))

@@ -20,7 +20,7 @@ ROWS = (
         "random calls of the operator (0 to 4,097 tokens, empty batches, head sizes 16 to 128, permuted, "
         "expanded and misaligned layouts, coins, scales from 1e-8 to 1e4), interpreted kernels in float32 "
         "and float16, SDPA in bfloat16 too: errors against float64 at most 2 times those of eager torch, "
-        "those of gradients 3 times or the rounding of their terms, where scores are below 2^20",
+        "those of gradients 3 times where scores are below 2^20, or one rounding of what is added up",
         "0 of 2,000 off",
         "operator_cases.cases",
         KERNELS,
@@ -82,7 +82,8 @@ ROWS = (
     Row(
         "R8",
         "NaN and Inf in an input: outputs and gradients not finite where the reference's are, and nowhere "
-        "else; none leaks from poisoned padding or from a pair that no coin selects",
+        "else (an infinity may spread less through gradients of few rows); none leaks from poisoned padding "
+        "or from a pair that no coin selects",
         "0 leaks",
         "nonfinite.cases",
         KERNELS,
