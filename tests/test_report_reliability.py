@@ -13,6 +13,7 @@ MEASURED = {
     "seconds": 300,
     "cases": 2000,
     "off": {},
+    "unmeasured": {},
     "figures": {"error_ratio": 1.734, "seconds_waited": 12},
     "reached": True,
 }
@@ -54,6 +55,16 @@ def test_what_was_off_is_listed_and_a_missed_target_stays_in_the_table(checkout)
     assert text.endswith("- R2, a seed: AssertionError: 3 is not")
 
 
+def test_cases_that_could_not_be_measured_are_listed_and_no_target_is_reached(checkout):
+    reason = {"an audit": "there is no network\n2"}
+    record(checkout, R2={**MEASURED, "unmeasured": reason, "reached": False})
+    text = reliability.scorecard(checkout)
+    assert "2,000 cases, 0 off, 1 not measured" in text
+    assert "| measured in part |" in text
+    assert text.endswith("Cases that could not be measured:\n\n- R2, an audit: there is no network")
+    assert "0 did not, 1 were not measured or in part" in reliability.readme(checkout).replace("\n", " ")
+
+
 def test_rows_that_were_not_measured_say_so_and_what_measures_them(checkout):
     record(checkout, R3=None, R6_gpu=None)
     assert "| R3 | what R3 counts | all | not measured | - |" in reliability.scorecard(checkout)
@@ -74,7 +85,7 @@ def test_a_row_whose_code_has_changed_is_stale(checkout):
 def test_the_readme_counts_what_reached_missed_and_was_not_measured(checkout):
     record(checkout, R1=MEASURED, R2={**MEASURED, "reached": False}, R3=None)
     assert reliability.readme(checkout).replace("\n", " ") == (
-        "Of 3 figures of reliability 1 reached their target, 1 did not, 1 were not measured "
+        "Of 3 figures of reliability 1 reached their target, 1 did not, 1 were not measured or in part "
         "(commit 0123456789ab)."
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from bench.report.markdown import NOTHING, commit, device, item, number, paragraph, provenance, table
 from bench.report.recorded import Results
@@ -23,8 +23,10 @@ def scorecard(results: Results) -> str:
         for name, row in _rows(results).items()
     ]
     parts = [table(["row", "what is counted", "target", "measured", "verdict"], rows, left=5)]
-    if off := _off(results):
+    if off := _listed(results, "off"):
         parts += ["Cases that are off:", "\n".join(off)]
+    if unmeasured := _listed(results, "unmeasured"):
+        parts += ["Cases that could not be measured:", "\n".join(unmeasured)]
     return "\n\n".join(parts)
 
 
@@ -53,12 +55,13 @@ def readme(results: Results) -> str:
     """The scorecard in a sentence."""
     rows = [row["measured"] for row in _rows(results).values()]
     measured = [row for row in rows if row]
+    whole = [row for row in measured if row["off"] or not row["unmeasured"]]
     reached = [row for row in measured if row["reached"]]
     stale = sum(results.is_stale(row) for row in measured)
     commits = sorted({commit(row) for row in measured})
     return paragraph(
         f"Of {len(rows)} figures of reliability {len(reached)} reached their target,",
-        f"{len(measured) - len(reached)} did not, {len(rows) - len(measured)} were not measured",
+        f"{len(whole) - len(reached)} did not, {len(rows) - len(whole)} were not measured or in part",
         *([f"({stale} at an earlier state of the code)"] if stale else []),
         f"(commit {', '.join(commits)})." if commits else ".",
     )
@@ -72,10 +75,12 @@ def _rows(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def _figures(measured: Measured | None) -> str:
-    """Cases, those that are off, and the largest of each other figure."""
+    """Cases, those that are off or were not measured, and the largest of each other figure."""
     if measured is None:
         return "not measured"
     count = f"{measured['cases']:,} cases, {len(measured['off'])} off"
+    if measured["unmeasured"]:
+        count += f", {len(measured['unmeasured'])} not measured"
     others = [f"{_unscored(name)} {_short(value)}" for name, value in measured["figures"].items()]
     return "; ".join([count, *others])
 
@@ -84,15 +89,17 @@ def _verdict(results: Results, measured: Measured | None) -> str:
     if measured is None:
         return NOTHING
     reached = "reached" if measured["reached"] else "**missed**"
+    if measured["unmeasured"] and not measured["off"]:
+        reached = "measured in part"
     return f"{reached}, **stale**" if results.is_stale(measured) else reached
 
 
-def _off(results: Results) -> list[str]:
-    """A line for each case that is off."""
+def _listed(results: Results, kind: Literal["off", "unmeasured"]) -> list[str]:
+    """A line for each case that is off, or that was not measured."""
     lines = []
     for name, row in _rows(results).items():
-        for case, error in (row["measured"] or {"off": {}})["off"].items():
-            first = next(iter(error.splitlines()), "").replace("`", "'").replace("<", "&lt;")
+        for case, reason in (row["measured"] or {kind: {}})[kind].items():
+            first = next(iter(reason.splitlines()), "").replace("`", "'").replace("<", "&lt;")
             lines.append(item(f"{name}, {case}: {first[:300]}"))
     return lines
 

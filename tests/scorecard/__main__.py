@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{row.id}: {result['cases']} cases, {len(result['off'])} off, target {row.target}")
         for name, error in result["off"].items():
             print(f"    {name}: {error}")
+        for name, reason in result["unmeasured"].items():
+            print(f"    {name} was not measured: {reason}")
     return 0 if all(result["reached"] for result in measured.values()) else 1
 
 
@@ -90,6 +92,7 @@ def measure(rows: Sequence[Row], jobs: int, journal: Path) -> dict[str, dict[str
                     "seconds": 0.0,
                     "figures": {},
                     "error": f"ended with {code}, see {os.path.relpath(journal / row.id)}.log",
+                    "unmeasured": None,
                 }
             measured[row.id] = summary(row, where or environment(row.code), lines)
             print(f"{row.id} ended after {measured[row.id]['seconds']} s", file=sys.stderr)

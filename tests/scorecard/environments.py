@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.digest import ROOT
+from tests.scorecard.row import NotMeasuredError
 
 TOOLS = ("hypothesis", "pytest", "scikit-learn")
 
@@ -18,7 +19,7 @@ def interpreter(version: str) -> Path:
     found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     name = str(found[-1]) if found else shutil.which(f"python{version}")
     if name is None:
-        raise RuntimeError(f"could not be measured: there is no Python {version} here")
+        raise NotMeasuredError(f"there is no Python {version} here")
     return Path(name)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.digest import digests
 from bench.environment import environment
-from tests.scorecard.row import Case, Row
+from tests.scorecard.row import Case, NotMeasuredError, Row
 
 
 class Journal:
@@ -45,38 +45,49 @@ class Journal:
         self.path.write_text("".join(f"{json.dumps(line)}\n" for line in begun))
         with self.path.open("a") as file:
             for case in cases:
-                if done.get(case.name, {"error": ""})["error"] is not None:
+                if case.name not in done or done[case.name]["error"] or done[case.name]["unmeasured"]:
                     file.write(json.dumps(attempt(case)) + "\n")
                     file.flush()
 
 
 def attempt(case: Case) -> dict[str, Any]:
-    """Run one case: its name, figures, seconds, and the error of one that is off."""
+    """Run one case: its name, figures, seconds, the error of one that is off, or why it was not measured."""
     start = time.monotonic()
     figures: Mapping[str, float] = {}
-    error = None
+    error = unmeasured = None
     try:
         figures = case.check() or {}
+    except NotMeasuredError as raised:
+        unmeasured = str(raised)
     except Exception as raised:
         traceback.print_exc()
         error = f"{type(raised).__name__}: {raised}"
     seconds = round(time.monotonic() - start, 2)
-    return {"name": case.name, "seconds": seconds, "figures": dict(figures), "error": error}
+    return {
+        "name": case.name,
+        "seconds": seconds,
+        "figures": dict(figures),
+        "error": error,
+        "unmeasured": unmeasured,
+    }
 
 
 def summary(row: Row, where: Mapping[str, Any], lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What the scorecard keeps of a row."""
     names = {name for line in lines.values() for name in line["figures"]} - {"cases"}
-    count = sum(int(line["figures"].get("cases", 1)) for line in lines.values())
+    unmeasured = {name: line["unmeasured"] for name, line in lines.items() if line["unmeasured"] is not None}
+    counted = [line for name, line in lines.items() if name not in unmeasured]
+    count = sum(int(line["figures"].get("cases", 1)) for line in counted)
     off = {name: line["error"] for name, line in lines.items() if line["error"] is not None}
     return {
         **where,
         "seconds": round(sum(line["seconds"] for line in lines.values())),
         "cases": count,
         "off": off,
+        "unmeasured": unmeasured,
         "figures": {
             name: max(line["figures"][name] for line in lines.values() if name in line["figures"])
             for name in sorted(names)
         },
-        "reached": count >= row.at_least and len(off) <= row.allowed * count,
+        "reached": not unmeasured and count >= row.at_least and len(off) <= row.allowed * count,
     }

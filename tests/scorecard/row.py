@@ -10,13 +10,18 @@ Figures = Mapping[str, float]
 Check = Callable[[], Figures | None]
 
 
+class NotMeasuredError(Exception):
+    """What a case needs is not here, such as the internet: it tells nothing of the code."""
+
+
 class Case(NamedTuple):
     """One thing that is tried.
 
     Args:
         name: Of its own within the row; a run that is resumed leaves out the names that it has done.
-        check: Raises where the case is off, and tells why. Returns figures with their units in their names,
-            of which a row shows the largest of all cases. "cases" is how many it tried, 1 where absent.
+        check: Raises where the case is off, and tells why; `NotMeasuredError` where that cannot be told.
+            Returns figures with their units in their names, of which a row shows the largest of all cases.
+            "cases" is how many it tried, 1 where absent.
     """
 
     name: str

@@ -8,7 +8,7 @@ from bench.digest import digests
 from tests.scorecard import __main__ as runner
 from tests.scorecard import journal
 from tests.scorecard.journal import Journal, summary
-from tests.scorecard.row import Case, Row
+from tests.scorecard.row import Case, NotMeasuredError, Row
 from tests.scorecard.rows import ROWS
 
 ROW = Row("R0", "what is counted", "all", "journal.cases", ("bench/digest.py",), at_least=3)
@@ -89,9 +89,25 @@ def test_a_summary_counts_cases_and_keeps_the_largest_figure_and_what_was_off(re
 def test_a_target_needs_enough_cases_and_allows_its_share_to_be_off(cases, off, allowed, reached):
     row = Row("R0", "", "", "", at_least=3, allowed=allowed)
     lines = {
-        str(n): {"figures": {}, "seconds": 0.0, "error": "off" if n < off else None} for n in range(cases)
+        str(n): {"figures": {}, "seconds": 0.0, "error": "off" if n < off else None, "unmeasured": None}
+        for n in range(cases)
     }
     assert summary(row, {}, lines)["reached"] is reached
+
+
+def test_what_could_not_be_measured_is_tried_again_and_reaches_no_target(record):
+    def check():
+        raise NotMeasuredError("there is no network")
+
+    trial = Trial()
+    record.run([*trial.cases("a", "b", "c"), Case("d", check)])
+    result = summary(ROW, *record.read())
+    assert (result["cases"], result["off"]) == (3, {})
+    assert result["unmeasured"] == {"d": "there is no network"}
+    assert not result["reached"]
+    record.run(trial.cases("a", "b", "c", "d"))
+    assert trial.calls == ["a", "b", "c", "d"]
+    assert summary(ROW, *record.read())["reached"]
 
 
 def test_rows_that_did_not_run_keep_what_was_measured(tmp_path):

@@ -6,6 +6,8 @@ import urllib.request
 from collections.abc import Iterable
 from typing import Any
 
+from tests.scorecard.row import NotMeasuredError
+
 INDEX = "https://pypi.org/pypi"
 # Its newest release has been vulnerable since 2017: an index that knows nothing of it knows of none.
 CONTROL = ("pycrypto", "2.6.1")
@@ -26,11 +28,11 @@ def known(name: str, version: str) -> list[str] | None:
 def check(releases: Iterable[tuple[str, str]]) -> int:
     """Raise where something is known of a release, or where that could not be found out; else count them."""
     if not known(*CONTROL):
-        raise RuntimeError(f"could not be measured: {INDEX} knows of no vulnerability of {' '.join(CONTROL)}")
+        raise NotMeasuredError(f"{INDEX} knows of no vulnerability of {' '.join(CONTROL)}")
     answers = {release: known(*release) for release in releases}
     assert not any(answers.values()), {" ".join(r): found for r, found in answers.items() if found}
     if unknown := [" ".join(release) for release, found in answers.items() if found is None]:
-        raise RuntimeError(f"could not be measured: {INDEX} does not tell of {', '.join(unknown)}")
+        raise NotMeasuredError(f"{INDEX} does not tell of {', '.join(unknown)}")
     return len(answers)
 
 
@@ -44,4 +46,4 @@ def _read(page: str) -> dict[str, Any] | None:
             return None
         raise
     except urllib.error.URLError as error:
-        raise RuntimeError(f"could not be measured: {page} cannot be reached ({error.reason})") from error
+        raise NotMeasuredError(f"{page} cannot be reached ({error.reason})") from error
