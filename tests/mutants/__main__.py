@@ -9,11 +9,12 @@ that survives is a fact that no test checks.
 import argparse
 import sys
 
-from tests.mutants import dense, engine, export, images, method, operator, packaging, weights
+from tests.mutants import dense, engine, export, images, method, operator, packaging, projections, weights
 from tests.mutants.mutant import Workshop
 
 MUTANTS = [
     *operator.MUTANTS,
+    *projections.MUTANTS,
     *method.MUTANTS,
     *engine.MUTANTS,
     *dense.MUTANTS,
