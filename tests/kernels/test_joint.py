@@ -14,7 +14,16 @@ from stochca_kernels.forward import attention_forward
 from stochca_kernels.projection import unpack
 from stochca_kernels.testing import assert_close_to_exact, make_inputs
 from stochca_kernels.tiles import plans
-from tests.kernels.test_triton import DEVICE, Shape, coins_of, inputs_of, inside_nan, poisoned_outputs, run
+from tests.kernels.test_triton import (
+    DEVICE,
+    Shape,
+    assert_an_infinite_key_that_no_query_reads_spoils_nothing,
+    coins_of,
+    inputs_of,
+    inside_nan,
+    poisoned_outputs,
+    run,
+)
 from tests.kernels.test_triton import pytestmark as interpreter_warnings
 
 pytestmark = [
@@ -196,6 +205,10 @@ def test_masked_keys_far_above_the_scores_leave_no_nan(length):
     out = stochca_attention(q, (k, v), None, False, impl="triton")
     for t in torch.autograd.grad(out.sum(), (q, k, v)):
         assert t.isfinite().all()
+
+
+def test_an_infinite_key_that_no_query_reads_spoils_nothing():
+    assert_an_infinite_key_that_no_query_reads_spoils_nothing()
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 17, 17), (2, 2, 0, 17)], ids=["B0", "Nq0"])

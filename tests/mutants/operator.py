@@ -59,7 +59,7 @@ MUTANTS = [
         JOINT,
         "q = load_queries(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D)",
         "q = load_rows(q_ptr, stride_qn, first_row, len_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)",
-        (*TRITON, "-k", "infinite_key"),
+        (*TEST_JOINT, "-k", "infinite_key"),
     ),
     Mutant(
         "only_k_switched",
