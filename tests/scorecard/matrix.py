@@ -142,7 +142,7 @@ def _call_command(venv: Venv, exporting: bool) -> None:
     command, run = venv.bin / "stochca", folder / "run"
     venv.run(command, *finetuning(images, run))
     result = venv.run(command, "evaluate", run / "last.safetensors", "--data-dir", images, "--device", "cpu")
-    assert "top1" in result, result
+    assert "top-1" in result, result
     if exporting:
         venv.run(command, "export", run, "--output", folder / "export")
         code = f"import timm; timm.create_model('local-dir:{folder / 'export'}', pretrained=True)"
