@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Any
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Noted(ABC):
@@ -14,7 +14,7 @@ class Noted(ABC):
 
     def __enter__(self) -> Any:
         is_main = threading.current_thread() is threading.main_thread()
-        self.previous = {number: signal.signal(number, self._came) for number in _STOPPING if is_main}
+        self.previous = {number: signal.signal(number, self._came) for number in STOPPING if is_main}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,8 +1,10 @@
 """Loaders of batches, by timm's `create_loader`, with an order of our own and for several processes."""
 
+import multiprocessing
 import os
 import signal
 import time
+from multiprocessing.context import DefaultContext
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from stochca.data.augmentation import check_color_jitter, squash_and_crop
 from stochca.data.images import Images
 from stochca.data.samplers import EpochSampler
 from stochca.data.streams import ImageStream, StreamLoader, StreamOrder
+from stochca.signals import STOPPING
 
 
 def make_loader(
@@ -106,6 +109,9 @@ def timm_loader(
         },
         **{"re_prob" if key == "reprob" else key: value for key, value in augmentation.items()},
     )
+    if workers > 0:
+        context = _WorkerContext(multiprocessing.get_context())
+        getattr(loader, "loader", loader).multiprocessing_context = context
     if is_squashed and not augmentation.get("no_aug"):
         squash_and_crop(dataset.transform, data_config)
     return loader
@@ -123,6 +129,24 @@ def set_generator(loader: Any, seed: int) -> None:
     data_loader.generator = torch.Generator().manual_seed(seed)
 
 
+class _Worker(multiprocessing.Process):
+    """A process that signals cannot reach before it knows what to do with them, see `_outlive_signals`."""
+
+    def start(self) -> None:
+        # What this thread holds back, the process that it starts does.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _WorkerContext(DefaultContext):
+    """Starts processes as the default context does."""
+
+    Process = _Worker
+
+
 def _outlive_signals(worker_info: Any) -> int:
     """Called in each worker: a signal that the whole process group gets is for the main process to act on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -138,4 +162,5 @@ def _outlive_signals(worker_info: Any) -> int:
             signal.alarm(30)
 
     signal.signal(signal.SIGTERM, outlive)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     return worker_info.seed

@@ -1,15 +1,31 @@
 """Which images a process sees, in which order: however many load them, wherever a run was interrupted."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 
+import stochca.data.loader
 from tests.data.helpers import assert_same, batches_of, loader_of, read
 
 
 @pytest.mark.parametrize("augmentation", [{}, {"reprob": 0.9, "auto_augment": "rand-m9-mstd0.5"}])
 def test_images_and_augmentation_do_not_depend_on_the_number_of_workers(folder, augmentation):
     assert_same(batches_of(folder, **augmentation), batches_of(folder, workers=1, **augmentation))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_leaves_a_worker_alone_from_its_start(folder, monkeypatch, signum):
+    prepare = stochca.data.loader._outlive_signals
+
+    def prepare_after_the_signal(worker_info):
+        os.kill(os.getpid(), signum)
+        return prepare(worker_info)
+
+    monkeypatch.setattr(stochca.data.loader, "_outlive_signals", prepare_after_the_signal)
+    assert_same(batches_of(folder), batches_of(folder, workers=1))
 
 
 def test_an_epoch_that_starts_in_the_middle_is_the_rest_of_the_whole_one(folder):

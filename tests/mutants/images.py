@@ -8,6 +8,13 @@ MISTAKES = ("tests/scorecard/test_rows.py", "-n0", "-k", "R13-")
 
 MUTANTS = [
     Mutant(
+        "signals_reach_a_worker_that_starts",
+        "stochca/data/loader.py",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, ())",
+        ("tests/data/test_order.py", "-k", "signal_to_the_group"),
+    ),
+    Mutant(
         "photographs_lie_as_they_were_taken",
         IMAGES,
         "ImageOps.exif_transpose(image, in_place=True)",

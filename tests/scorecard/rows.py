@@ -1,8 +1,10 @@
 """The rows of the scorecard."""
 
+from bench.environment import METHOD
 from tests.scorecard.row import Row
 
 KERNELS = ("stochca_kernels",)
+STEP = (*METHOD, "stochca_kernels")
 
 ROWS = (
     Row(
@@ -13,6 +15,7 @@ ROWS = (
         "are refused",
         "all",
         "timm_parity.cases",
+        STEP,
         at_least=273,
     ),
     Row(
@@ -33,12 +36,14 @@ ROWS = (
         "and from float64 at most 2 times as far as those of timm's eager blocks",
         "all",
         "gradient_parity.cases",
+        STEP,
     ),
     Row(
         "R4",
         "repeats of forward and backward that differ in a bit",
         "0 of 250",
         "repeats.cases",
+        STEP,
         at_least=250,
     ),
     Row(
@@ -46,6 +51,7 @@ ROWS = (
         "repeats of forward and backward that differ in a bit",
         "0 of 10,000",
         "repeats.gpu_cases",
+        STEP,
         at_least=10_000,
     ),
     Row(
@@ -141,6 +147,7 @@ ROWS = (
         "graph breaks in 1,000 random steps after a warm-up: coins, last batches, image sizes, evaluations",
         "2; 0",
         "recompilations.cases",
+        STEP,
     ),
     Row(
         "R16",
@@ -178,6 +185,7 @@ ROWS = (
         "as far as runs of it in which attention differs by one rounding, float32 and float16",
         "all",
         "training.cases",
+        STEP,
     ),
     Row(
         "R20-gpu",
@@ -185,6 +193,7 @@ ROWS = (
         " of it in which attention differs by one rounding, float32, float16 and bfloat16",
         "all",
         "training.gpu_cases",
+        STEP,
     ),
     Row(
         "R21",
