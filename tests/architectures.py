@@ -1,6 +1,8 @@
 """timm's architectures of the families that StochCA drives, and small instances of them."""
 
+import contextlib
 import functools
+from unittest import mock
 
 import timm
 import torch
@@ -42,10 +44,18 @@ def grouped(name):
     return name.endswith("_sapiens2")
 
 
+@contextlib.contextmanager
+def without_memory():
+    """Where models are made without numbers; older releases of timm read rates of blocks from a tensor."""
+    on_cpu = functools.partial(torch.linspace, device="cpu")
+    with torch.device("meta"), mock.patch.object(torch, "linspace", on_cpu):
+        yield
+
+
 @functools.cache
 def outline(name):
     """An instance without numbers: as deep as it has to be, as wide as it is."""
-    with torch.device("meta"):
+    with without_memory():
         return timm.create_model(name, **({} if grouped(name) else {"depth": 2}))
 
 
