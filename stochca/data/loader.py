@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from stochca.data.augmentation import check_color_jitter, squash_and_crop
 from stochca.data.images import Images
 from stochca.data.samplers import EpochSampler
-from stochca.data.streams import ImageStream, StreamLoader, StreamOrder
+from stochca.data.streams import ImageStream, StreamLoader, StreamOrder, within_prefetcher
 from stochca.signals import STOPPING
 
 
@@ -111,7 +111,7 @@ def timm_loader(
     )
     if workers > 0:
         context = _WorkerContext(multiprocessing.get_context())
-        getattr(loader, "loader", loader).multiprocessing_context = context
+        within_prefetcher(loader).multiprocessing_context = context
     if is_squashed and not augmentation.get("no_aug"):
         squash_and_crop(dataset.transform, data_config)
     return loader
@@ -120,13 +120,12 @@ def timm_loader(
 def set_order(loader: Any, order: Any, seed: int) -> None:
     """Let a loader of timm read the positions of `order`, a sampler, and leave the global generator alone."""
     set_generator(loader, seed)
-    getattr(loader, "loader", loader).batch_sampler.sampler = order
+    within_prefetcher(loader).batch_sampler.sampler = order
 
 
 def set_generator(loader: Any, seed: int) -> None:
     """Give a loader of timm a generator of its own: the global one, of dropout, must not advance."""
-    data_loader = getattr(loader, "loader", loader)  # within the prefetcher
-    data_loader.generator = torch.Generator().manual_seed(seed)
+    within_prefetcher(loader).generator = torch.Generator().manual_seed(seed)
 
 
 class _Worker(multiprocessing.Process):

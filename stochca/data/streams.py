@@ -133,6 +133,11 @@ class StreamOrder:
         self.start = 0
 
 
+def within_prefetcher(loader: Any) -> Any:
+    """The `DataLoader` of a loader of timm, which has a prefetcher around it or is one."""
+    return getattr(loader, "loader", loader)
+
+
 class StreamLoader:
     """The loader of a stream, whose batches depend on (seed, epoch, workers, processes) alone.
 
@@ -150,7 +155,7 @@ class StreamLoader:
         self.loader = loader
         self.order = order
         self.dataset: ImageStream = loader.dataset
-        self.batch_size = getattr(loader, "loader", loader).batch_size
+        self.batch_size = within_prefetcher(loader).batch_size
 
     def __len__(self) -> int:
         if self.dataset.is_training:
@@ -161,7 +166,7 @@ class StreamLoader:
         self.dataset.set_epoch(self.order.epoch)
         # The workers' seeds come from it.
         seed = np.random.SeedSequence([self.dataset.seed, self.order.epoch]).generate_state(1)[0]
-        getattr(self.loader, "loader", self.loader).generator.manual_seed(int(seed))
+        within_prefetcher(self.loader).generator.manual_seed(int(seed))
         for number, batch in enumerate(self.loader):
             if number >= self._done():
                 yield batch
