@@ -1,5 +1,6 @@
 """Training runs that are killed at random moments, and resumed until they end."""
 
+import contextlib
 import functools
 import io
 import os
@@ -139,7 +140,8 @@ def killed(command: list[str], output: Path, kind: str, share: float) -> Child:
             child = Child(command, output.with_suffix(".log"))
             child.join(share * expected.seconds)
         if child.join(0) is None:
-            child.signal(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                child.signal(signal.SIGKILL)
         code = child.end()
         if code == -signal.SIGKILL:
             shutil.rmtree(before, ignore_errors=True)
