@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from math import comb
 from typing import NamedTuple, TypeAlias
 
@@ -169,6 +170,7 @@ def plain_parts(size: Size) -> Counter[Part]:
     return Counter({Part.ENDS: 1, Part.SELF: size.depth})
 
 
+@cache
 def work(size: Size, part: Part, savings: Savings = ALL_SAVINGS) -> Work:
     """FLOPs of a part, done once for one image."""
     tokens, rows, width, inner = size.length, size.class_rows or 0, size.width, size.attention_width
@@ -235,6 +237,13 @@ def draw_classes(depth: int) -> list[tuple[Draw, int]]:
     return classes
 
 
+def draw_class(coins: Draw) -> tuple[bool, int, int]:
+    """Equal for draws of one class: the last coin, how many at the end agree, how many read the source."""
+    end = coins[-1]
+    agree = coins[::-1].index(not end) if (not end) in coins else len(coins)
+    return end, agree, sum(coins)
+
+
 def distribution(depth: int, p: float) -> list[tuple[Draw, float]]:
     """The classes of draws, and the probability of each; exact for any depth.
 
@@ -256,6 +265,16 @@ def distribution(depth: int, p: float) -> list[tuple[Draw, float]]:
 def expectation(cost: Callable[[Draw], float], depth: int, p: float) -> float:
     """Exact expectation over the coins of a cost that is equal for draws of one class."""
     return sum(chance * cost(coins) for coins, chance in distribution(depth, p) if chance)
+
+
+@cache
+def expected_parts(size: Size, p: float, savings: Savings = ALL_SAVINGS) -> dict[Part, float]:
+    """Exact expectation over the coins of how many times a step does each part."""
+    expected = dict.fromkeys(Part, 0.0)
+    for coins, chance in distribution(size.depth, p):
+        for part, times in parts(size, coins, savings).items():
+            expected[part] += chance * times
+    return expected
 
 
 def expected_flops(
@@ -293,12 +312,13 @@ def representative_draws(size: Size, p: float, count: int, seed: int = 0) -> lis
     flops = expected_flops(size, p)
     source = expected_source_blocks(size.depth, p) / size.depth
     generator = np.random.default_rng(seed)
-    known: dict[Draw, tuple[float, float]] = {}
+    known: dict[tuple[bool, int, int], tuple[float, float]] = {}
 
     def costs(coins: Draw) -> tuple[float, float]:
-        if coins not in known:
-            known[coins] = step_flops(size, coins) / flops, StepPlan(coins).source_fraction
-        return known[coins]
+        kind = draw_class(coins)
+        if kind not in known:
+            known[kind] = step_flops(size, coins) / flops, StepPlan(coins).source_fraction
+        return known[kind]
 
     def deviation(draws: list[Draw]) -> float:
         mean_flops, mean_source = np.mean([costs(coins) for coins in draws], axis=0)

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal
 
 from bench import predictions
-from bench.cost import ALL_SAVINGS, BY_HAND, Part, Savings, Size, expectation, parts, plain_parts, work
+from bench.cost import ALL_SAVINGS, BY_HAND, Part, Savings, Size, expected_parts, parts, plain_parts, work
 from bench.kernels.shapes import Shape
 from bench.predictions import MATMUL_FLOPS_PER_S, MEMORY_BYTES_PER_S
 
@@ -155,7 +155,10 @@ def weights_bytes(size: Size, provider: Provider, optimizer: bool = True) -> int
 @cache
 def expected_seconds(size: Size, batch: int, provider: Provider, p: float) -> float:
     """Exact expectation over the coins of `step_seconds`."""
-    return expectation(lambda coins: step_seconds(size, batch, provider, coins), size.depth, p)
+    savings = provider.savings
+    done = plain_parts(size) if savings is None else expected_parts(size, p, savings)
+    seconds = sum(times * part_seconds(size, batch, provider, part) for part, times in done.items() if times)
+    return seconds + weights_seconds(size, provider)
 
 
 @cache

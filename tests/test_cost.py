@@ -75,6 +75,9 @@ def test_classes_of_draws_are_all_draws(depth):
         key: len(members) for key, members in wanted.items()
     }
     assert len(classes) == len(wanted)
+    assert len({cost.draw_class(coins) for coins, _ in classes}) == len(classes)
+    for members in wanted.values():
+        assert len({cost.draw_class(coins) for coins in members}) == 1, members[0]
 
 
 @pytest.mark.parametrize("depth", [4, 12])

@@ -1,12 +1,13 @@
 """What the predictions of a step count is what runs; what they assume is in one place."""
 
+import functools
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
 
-from bench import counts, step_bytes, step_predictions, step_times
+from bench import cost, counts, step_bytes, step_predictions, step_times
 from bench.cost import Part, Size, work
 from bench.sizes import size_of, title
 from bench.step.goals import MEMORY, TIME, gpu_goals
@@ -115,6 +116,14 @@ def test_bytes_of_a_step_are_those_of_its_parts_and_of_its_weights(vit_b):
         assert mean == pytest.approx(
             (step_bytes.step_bytes(vit_b, 128, provider, none) + moved + weights) / 2
         )
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_expected_seconds_are_the_mean_over_the_coins(vit_b, p):
+    for provider in step_times.PROVIDERS:
+        step = functools.partial(step_times.step_seconds, vit_b, 128, provider)
+        mean = cost.expectation(step, 12, p)
+        assert step_times.expected_seconds(vit_b, 128, provider, p) == pytest.approx(mean, rel=1e-12)
 
 
 def test_nobody_is_predicted_above_the_roofline(vit_b):
