@@ -33,6 +33,7 @@ def vit_b():
         ({}, False),
         ({"global_pool": "avg"}, True),
         ({"reg_tokens": 2, "init_values": 1e-5}, True),
+        ({"reg_tokens": 2, "init_values": 1e-5}, False),
     ],
     ids=str,
 )
