@@ -1,7 +1,6 @@
 """The savings are counted, and stay within what the method promises."""
 
 import itertools
-import random
 
 import pytest
 import timm
@@ -77,25 +76,6 @@ def test_the_source_costs_a_third_of_a_step_and_less_the_earlier_it_stops():
     assert expected[3] < whole
 
 
-def test_no_draw_saves_more_bytes_than_plain_fine_tuning():
-    model = StochCA(timm.create_model(VIT_B, num_classes=10), impl="sdpa").train()
-    images = torch.zeros(1, 3, 224, 224)
-    parameters = [*model.parameters(), *model.source.parameters()]
-    plain = counts.saved_bytes(lambda: model.target(images), parameters)
-    assert plain > 100e6
-    picker = random.Random(0)
-    patterns = [
-        (False,) * 12,
-        (True,) * 12,
-        (True, False) * 6,
-        (False,) * 11 + (True,),
-        (True,) + (False,) * 11,
-    ]
-    patterns += [tuple(picker.random() < p for _ in range(12)) for p in (0.1, 0.3, 0.5, 0.8)]
-    for coins in patterns:
-        assert counts.saved_bytes(lambda coins=coins: model(images, coins=coins), parameters) <= plain, coins
-
-
 @pytest.mark.parametrize(
     ("recompute", "bounds"), [(False, {0.1: 0.93, 0.5: 0.90}), (True, {0.1: 0.88, 0.5: 0.88})]
 )
@@ -107,6 +87,7 @@ def test_bytes_that_vit_b_keeps_stay_within_their_bounds(recompute, bounds):
     costs = costs_of_all_draws(
         lambda coins: counts.saved_bytes(lambda: model(images, coins=coins), parameters) / plain
     )
+    assert max(costs.values()) <= 1, "no draw keeps more than plain fine-tuning"
     for p, bound in bounds.items():
         assert 0.3 < expectation(costs, p) <= bound, f"p={p}"
 

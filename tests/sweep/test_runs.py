@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from stochca.checkpoint import load_state
+from stochca.cli import main
 from stochca.config import FinetuneOptions
 from stochca.sweep.command import sweep
 from stochca.sweep.options import SweepOptions
@@ -143,6 +144,19 @@ def test_what_is_complete_is_not_run_again(swept, make_options):
     assert (result["complete"], result["failed"]) == (2, {})
     assert rows_of(f"{options.output}/table.csv") == rows_of(swept[0] / "table.csv")[:1]
     assert {path: path.stat().st_mtime_ns for path in files} == times
+
+
+def test_the_command_goes_on_prints_its_table_and_names_what_failed(swept, make_options, capsys):
+    options = make_options(p=[0.5], settings=[BROKEN], seeds=[0])
+    shutil.copytree(swept[0] / "p=0.5" / "seed-0", f"{options.output}/p=0.5/seed-0")
+    config = Path(f"{options.output}/sweep.yaml")
+    config.write_text(json.dumps(vars(options)))
+    assert main(["sweep", "--config", str(config)]) == 1
+    printed = capsys.readouterr()
+    assert "| p=0.5 | 1 |" in printed.out
+    assert f"1 of 2 runs are in {options.output}" in printed.out
+    assert "broken, seed 0" in printed.err
+    assert "one per block (2)" in printed.err
 
 
 def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(swept, make_options):

@@ -232,20 +232,6 @@ def test_domainbed_prints_its_tables(make_options, tmp_path, capsys):
     assert f"all runs and tables are in {output}" in printed
 
 
-def test_sweep_prints_its_table_and_names_what_failed(make_options, tmp_path, capsys):
-    options = changes_of(make_options())
-    del options["output"]
-    settings = "[{p: 0.5}, {name: broken, data_dir: /nowhere}]"
-    output = str(tmp_path / "sweep")
-    base = yaml.safe_dump({**options, "epochs": 1}, default_flow_style=True, width=10**6)
-    assert main(["sweep", "--base", base, "--settings", settings, "--seeds", "0", "--output", output]) == 1
-    printed = capsys.readouterr()
-    assert "| p=0.5 | 1 |" in printed.out
-    assert f"1 of 2 runs are in {output}" in printed.out
-    assert "broken" in printed.err
-    assert "/nowhere does not exist" in printed.err
-
-
 def test_abbreviated_flags_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["finetune", "--batch", "3"])
