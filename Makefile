@@ -12,11 +12,13 @@ help:                   ## list the targets
 
 # Modules are compiled when they are first imported: most of those installed never are.
 unexport PYTHONDONTWRITEBYTECODE
+# Seconds, for a mirror that has to fetch a package of gigabytes first.
+export UV_HTTP_TIMEOUT ?= 300
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev
 	@touch $@
 
 install: $(READY)       ## create .venv with the pinned packages
