@@ -18,7 +18,7 @@ export UV_HTTP_TIMEOUT ?= 300
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --editable . --group dev
 	@touch $@
 
 install: $(READY)       ## create .venv with the pinned packages
