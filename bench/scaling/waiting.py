@@ -84,7 +84,7 @@ def _cases(depth: int, block: int, p: float) -> tuple[np.ndarray, np.ndarray]:
     if after:
         ends[(False,) * after] = (1 - p) ** after
     if after > 1:
-        ends[(True, *(False,) * (after - 1))] = 1 - p**after - (1 - p) ** after
+        ends[(True,) + (False,) * (after - 1)] = 1 - p**after - (1 - p) ** after
     cases = [
         ((False,) * block + (coin,) + end, (p if coin else 1 - p) * chance)
         for coin, (end, chance) in product((False, True), ends.items())
