@@ -6,12 +6,15 @@ import zlib
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, ImageCms
 
 COLOUR = (200, 100, 50)
 GREY = 120
 
 _SIZE = (24, 20)
+# Releases of Pillow before this one write a TIFF in YCbCr and cannot read it.
+_READS_YCBCR = int(PIL.__version__.partition(".")[0]) >= 13
 
 
 def readable() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
@@ -31,7 +34,7 @@ def readable() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
         "interlaced.tiff": (plain, {"compression": "tiff_lzw"}),
         "cmyk.jpg": (Image.new("CMYK", _SIZE, (55, 155, 205, 0)), {"quality": 100}),
         "cmyk.tiff": (Image.new("CMYK", _SIZE, (55, 155, 205, 0)), {}),
-        "ycbcr.tiff": (plain.convert("YCbCr"), {}),
+        **({"ycbcr.tiff": (plain.convert("YCbCr"), {})} if _READS_YCBCR else {}),
         "palette.png": (palette, {}),
         "palette.gif": (palette, {}),
         "transparent_palette.png": (palette, {"transparency": bytes([0, 128])}),
@@ -102,6 +105,7 @@ def damaged() -> dict[str, bytes]:
     whole = {name: content for name, (content, _) in readable().items()}
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
     jpeg, png = _saved(noise, "a.jpg", {}), _saved(noise, "a.png", {})
+    ycbcr = Image.new("YCbCr", _SIZE)
     return {
         "empty.jpg": b"",
         "empty.png": b"",
@@ -125,6 +129,7 @@ def damaged() -> dict[str, bytes]:
         "integers.tiff": _saved(Image.fromarray(np.full((20, 24), 2**20, np.int32)), "a.tiff", {}),
         "thin.png": _saved(Image.new("L", (60_000, 1)), "a.png", {}),
         "tall.jpg": _saved(Image.new("L", (1, 60_000)), "a.jpg", {}),
+        **({} if _READS_YCBCR else {"ycbcr.tiff": _saved(ycbcr, "a.tiff", {})}),
     }
 
 
