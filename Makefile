@@ -42,8 +42,8 @@ pages: $(READY)
 docs: $(READY)          ## build the pages into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test: $(READY)          ## lint, types, import contract, rendered pages, the site and tests
-	$(MAKE) --jobs 2 lint docs
+test: $(READY)          ## lint, types, import contract, rendered pages, and tests, that of the site among them
+	$(MAKE) --jobs 2 lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 mutants: $(READY)       ## break the code on purpose and watch the tests fail

@@ -84,10 +84,14 @@ def test_bytes_that_vit_b_keeps_stay_within_their_bounds(recompute, bounds):
     images = torch.zeros(1, 3, 224, 224)
     parameters = [*model.parameters(), *model.source.parameters()]
     plain = counts.saved_bytes(lambda: model.target(images), parameters)
-    costs = costs_of_all_draws(
-        lambda coins: counts.saved_bytes(lambda: model(images, coins=coins), parameters) / plain
-    )
+    assert plain > 100e6
+
+    def cost(coins):
+        return counts.saved_bytes(lambda: model(images, coins=coins), parameters) / plain
+
+    costs = costs_of_all_draws(cost)
     assert max(costs.values()) <= 1, "no draw keeps more than plain fine-tuning"
+    assert cost(max(costs, key=costs.get)) <= 1
     for p, bound in bounds.items():
         assert 0.3 < expectation(costs, p) <= bound, f"p={p}"
 

@@ -46,14 +46,21 @@ def test_checkpointing_draws_no_second_coin():
 
 @compiles
 @torch._dynamo.config.patch(recompile_limit=2)  # a graph for one batch size, and one for any
-def test_no_batch_size_and_no_other_model_exhausts_the_compiler():
+@pytest.mark.parametrize("kwargs", [{}, {"drop_path_rate": 0.3, "global_pool": "avg"}])
+def test_no_batch_size_and_no_other_model_exhausts_the_compiler(kwargs):
     """Beyond its limit torch would run eagerly; with fullgraph=True it raises."""
-    for kwargs in ({}, {"embed_dim": 96, "drop_path_rate": 0.3, "global_pool": "avg"}):
-        model = make_model(**kwargs)
+    for width, batches in ((48, (4, 3)), (96, (4,))):
+        model = make_model(embed_dim=width, **kwargs)
         model.compile(backend="eager", fullgraph=True)
-        for batch in (4, 3):
+        for batch in batches:
             mixed = torch.arange(batch) % 2 == 0
-            model(make_images(batch), coins=(True, mixed, False, True))
+            for coins in (
+                COINS,
+                (True, True, False, False),
+                (False, True, True, True),
+                (mixed, False, mixed, True),
+            ):
+                model(make_images(batch), coins=coins)
 
 
 @compiles

@@ -105,7 +105,6 @@ def damaged() -> dict[str, bytes]:
     whole = {name: content for name, (content, _) in readable().items()}
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
     jpeg, png = _saved(noise, "a.jpg", {}), _saved(noise, "a.png", {})
-    ycbcr = Image.new("YCbCr", _SIZE)
     return {
         "empty.jpg": b"",
         "empty.png": b"",
@@ -129,7 +128,7 @@ def damaged() -> dict[str, bytes]:
         "integers.tiff": _saved(Image.fromarray(np.full((20, 24), 2**20, np.int32)), "a.tiff", {}),
         "thin.png": _saved(Image.new("L", (60_000, 1)), "a.png", {}),
         "tall.jpg": _saved(Image.new("L", (1, 60_000)), "a.jpg", {}),
-        **({} if _READS_YCBCR else {"ycbcr.tiff": _saved(ycbcr, "a.tiff", {})}),
+        **({} if _READS_YCBCR else {"ycbcr.tiff": _saved(Image.new("YCbCr", _SIZE), "a.tiff", {})}),
     }
 
 

@@ -146,12 +146,12 @@ def test_what_is_complete_is_not_run_again(swept, make_options):
     assert {path: path.stat().st_mtime_ns for path in files} == times
 
 
-def test_the_command_goes_on_prints_its_table_and_names_what_failed(swept, make_options, capsys):
+def test_the_command_goes_on_prints_its_table_and_names_what_failed(swept, make_options, base, capsys):
     options = make_options(p=[0.5], settings=[BROKEN], seeds=[0])
     shutil.copytree(swept[0] / "p=0.5" / "seed-0", f"{options.output}/p=0.5/seed-0")
-    config = Path(f"{options.output}/sweep.yaml")
-    config.write_text(json.dumps(vars(options)))
-    assert main(["sweep", "--config", str(config)]) == 1
+    Path(f"{options.output}/sweep.yaml").write_text(json.dumps(vars(options)))
+    flags = ["--p", "0.5", "--seeds", "0", "--base", json.dumps(base), "--settings", json.dumps([BROKEN])]
+    assert main(["sweep", *flags, "--output", options.output]) == 1
     printed = capsys.readouterr()
     assert "| p=0.5 | 1 |" in printed.out
     assert f"1 of 2 runs are in {options.output}" in printed.out
